@@ -1,0 +1,65 @@
+"""`bebop eval-policy POLICY`: reward and entropy per task, sampled by the embedded engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bebop.cli.devices import default_device
+from bebop.cli.progress import progress
+from bebop.core.sampling import Sampling
+from bebop.engines.embedded.engine import EmbeddedEngine
+from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.errors import UserError
+from bebop.models.policy import load_policy, recommended_dtype
+from bebop.tasks.base import Split
+from bebop.tasks.episodes import EpisodeSettings, run_episodes
+from bebop.tasks.evaluation import TaskScore, plans, score
+from bebop.tasks.registry import load_task
+
+
+def command(
+    policy: Annotated[str, typer.Argument(help="Name or directory of a policy.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas.")] = "math,code,agent",
+    problems: Annotated[int, typer.Option(min=1, help="Problems of each task.")] = 100,
+    split: Annotated[Split, typer.Option(help="Which problems.")] = Split.HELDOUT,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
+    draft: Annotated[int, typer.Option(min=0, help="Draft tokens a round; 0 samples without the head.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Play episodes of the tasks and report reward, entropy and how they ended.
+
+    Example: bebop eval-policy tiny --tasks math,agent --problems 200
+    """
+    device = default_device()
+    loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
+    if loaded.tokenizer is None:
+        raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
+    chosen = [load_task(name, seed) for name in tasks.split(",")]
+    engine = EmbeddedEngine(loaded, EmbeddedOptions(max_rows=rows, num_draft_tokens=draft))
+    wanted = list(plans(chosen, split, range(problems)))
+    settings = EpisodeSettings(sampling=Sampling(temperature=temperature))
+    rollouts = []
+    with torch.inference_mode(), progress("eval-policy", len(wanted)) as show:
+        for rollout in run_episodes(engine, loaded.tokenizer, wanted, settings):
+            rollouts.append(rollout)
+            show(len(rollouts), f"mean reward {sum(one.outcome.reward for one in rollouts) / len(rollouts):.3f}")
+    scores = [score(task.name, rollouts) for task in chosen]
+    print(json.dumps([asdict(one) for one in scores], indent=2)) if as_json else Console().print(table(scores))
+
+
+def table(scores: list[TaskScore]) -> Table:
+    grid = Table("task", "reward", "entropy", "turns", "tokens", "how episodes ended")
+    for one in scores:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in one.reasons.items())
+        figures = (f"{mean.value:.3f}" for mean in (one.reward, one.entropy, one.turns, one.tokens))
+        grid.add_row(one.task, *figures, reasons)
+    return grid

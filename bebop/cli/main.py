@@ -1,0 +1,113 @@
+"""The command ``bebop``: a table of commands, of which only the one asked for is imported.
+
+Help must appear at once, and importing PyTorch takes seconds. So ``run`` looks at the command line, imports the command
+named there, and mounts the others by name and summary alone.
+"""
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+import bebop
+from bebop.errors import UserError
+
+_MACHINE_ERRORS = frozenset({errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One row of the table."""
+
+    name: str
+    target: str
+    """``module:attribute``; a ``typer.Typer`` with sub-commands, or the function of a plain command."""
+    summary: str
+    """What ``bebop --help`` says of it."""
+    panel: str
+    """Heading under which it is listed."""
+
+
+COMMANDS = (
+    Command(
+        name="doctor",
+        target="bebop.cli.doctor:doctor",
+        summary="Say what is installed, what works here, and how to get what is missing.",
+        panel="Start here",
+    ),
+)
+
+_HELP = """RL post-training whose rollouts are drafted by a frozen MTP head and verified exactly.
+
+Example: [bold]bebop doctor[/bold]. Every command says more, with an example: [bold]bebop COMMAND --help[/bold].
+"""
+
+
+def build_app(selected: str | None, commands: Sequence[Command] = COMMANDS) -> typer.Typer:
+    """The application, with ``selected`` imported and the other commands listed only."""
+    app = typer.Typer(
+        name="bebop", help=_HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    app.callback()(_options)
+    for command in commands:
+        _mount(app, command, _load(command) if command.name == selected else _unloaded)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 1 (a check or a run failed), 2 (a mistake to mend), 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app = build_app(next((word for word in words if not word.startswith("-")), None))
+        app(words, prog_name="bebop")
+    except UserError as error:
+        _stop(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        _stop(f"error: {error.filename}: {error.strerror}", 2)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    except SystemExit as stop:
+        if stop.code == 130:
+            _stop("interrupted", 130)
+        raise
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bebop {bebop.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """The options of `bebop` itself; each acts in its own callback."""
+
+
+def _mount(app: typer.Typer, command: Command, target: typer.Typer | Callable[..., None]) -> None:
+    if isinstance(target, typer.Typer):
+        app.add_typer(target, name=command.name, short_help=command.summary, rich_help_panel=command.panel)
+    else:
+        app.command(command.name, short_help=command.summary, rich_help_panel=command.panel)(target)
+
+
+def _load(command: Command) -> typer.Typer | Callable[..., None]:
+    module, _, attribute = command.target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _unloaded() -> None:
+    raise AssertionError("only the selected command is called")
+
+
+def _stop(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

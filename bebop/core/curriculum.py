@@ -1,0 +1,82 @@
+"""Objectives as data: weighted mixtures, decayed per-depth terms, temperatures, and a warm-up for a fresh head.
+
+The gradient of TV vanishes where nothing overlaps yet (its L1 norm is 2S(1-S) <= 2 alpha) and the end-to-end product
+starves late depths while early ones are poor. A fresh head therefore starts on ``kl`` or ``lk_lambda`` until the mean
+overlap passes a threshold, and a decayed per-depth term can be mixed into an end-to-end one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bebop.core.chains import SINGLE_TEMPERATURE, TemperatureMixture
+from bebop.core.objectives import OBJECTIVES, Objective
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossTerm:
+    """One objective of a mixture."""
+
+    objective: str = "e2e_tv"
+    """A name in ``OBJECTIVES``."""
+    weight: float = 1.0
+    decay: float = 1.0
+    """Depth k counts in proportion to decay^(k-1), times what the objective itself gives it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmUp:
+    """What trains until the head overlaps enough with the target."""
+
+    terms: tuple[LossTerm, ...] = (LossTerm(objective="kl"),)
+    until_overlap: float = 0.5
+    """Mean overlap over all counted (chain, depth) rows from which the main objective takes over, for good."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until_overlap < 1:
+            raise ValueError(f"until_overlap must lie between 0 and 1, got {self.until_overlap}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curriculum:
+    """The whole loss of a training run. Its one piece of state, "warm or not", belongs to the trainer's checkpoint."""
+
+    terms: tuple[LossTerm, ...] = (LossTerm(),)
+    warm_up: WarmUp | None = WarmUp()
+    """None = the main objective from the first step, for a head that is already trained."""
+    mixture: TemperatureMixture = SINGLE_TEMPERATURE
+
+    def __post_init__(self) -> None:
+        combine(self.terms)
+        if self.warm_up is not None:
+            combine(self.warm_up.terms)
+
+    def objective(self, *, is_warm: bool) -> Objective:
+        """The objective of the next step."""
+        return combine(self.terms if is_warm or self.warm_up is None else self.warm_up.terms)
+
+    def becomes_warm(self, mean_overlap: float) -> bool:
+        """Whether this much overlap ends the warm-up."""
+        return self.warm_up is None or mean_overlap >= self.warm_up.until_overlap
+
+
+def combine(terms: Sequence[LossTerm]) -> Objective:
+    """The weighted sum of named objectives as one objective, evaluated in one sweep."""
+    if not terms:
+        raise ValueError("a loss needs at least one term, such as LossTerm(objective='e2e_tv')")
+    parts = [
+        replace(part, weight=part.weight * term.weight, decay=part.decay * term.decay)
+        for term in terms
+        for part in objective_named(term.objective).parts
+    ]
+    return Objective(parts=tuple(parts))
+
+
+def objective_named(name: str) -> Objective:
+    """Look a name up; ValueError names the nearest one."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    nearest = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.0)[0]
+    raise ValueError(f"no objective is named {name!r}; did you mean {nearest!r}? There are {', '.join(OBJECTIVES)}")

@@ -1,0 +1,119 @@
+"""Drafting with the policy's MTP head, attention layout ``ttt`` (reference: formats, section 13).
+
+The head's cache holds, at every settled position i, the keys of (target hidden h_i, embedding of token i+1). Deeper drafts
+append provisional keys made from the head's own output; the next draft starts with a *rebuild* of the positions settled
+since, from the target's hidden states, which overwrites them. Hidden states wait in a small store per row until then, so
+rounds without drafts cost the head nothing and drafting can resume at any time.
+
+Legend: B rows, S slots, R rows of a prefill, T positions, W width of a rebuild, H hidden size, K draft tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bebop.engines.embedded.attention import additive_mask
+from bebop.engines.embedded.backbone import aligned
+from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
+from bebop.models.head import HeadState, MTPHead
+from bebop.models.policy import Policy
+
+STORE_WIDTH = 32
+"""Hidden states a row can have waiting; a row with more is rebuilt without drafting."""
+
+ChooseToken = Callable[[Tensor, int], Tensor]
+"""(what enters the lm_head [B, H], depth from 0) -> the drafted tokens [B]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """The settled positions of each row that the head has not seen; every row has at least one.
+
+    Row b has ``counts_B[b]`` of them, from ``first_B[b]`` on; ``tokens_BW`` are the tokens one after each. ``width`` is the
+    largest count and ``longest`` one more than the last position of any row.
+    """
+
+    tokens_BW: Tensor
+    first_B: Tensor
+    counts_B: Tensor
+    width: int
+    longest: int
+
+
+class Drafter:
+    """The head, its cache, and the hidden states that wait for it."""
+
+    def __init__(self, policy: Policy, head: MTPHead, num_slots: int) -> None:
+        self.policy = policy
+        self.head = head
+        self.cache = SlotCache(num_slots)
+        like = torch.empty(0, dtype=policy.dtype, device=policy.device)
+        self._waiting_SWH = allocate((num_slots, STORE_WIDTH, policy.config.hidden_size), like)
+        self._num_groups = head.config.num_attention_heads // head.config.num_key_value_heads
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the cache and of the waiting hidden states."""
+        return self.cache.num_bytes + self._waiting_SWH.numel() * self._waiting_SWH.element_size()
+
+    def prefill(self, hidden_RTH: Tensor, next_tokens_RT: Tensor) -> PrefillCache:
+        """The head's keys over right-padded prompts; ``next_tokens_RT`` are the tokens one after each position."""
+        cache = PrefillCache()
+        positions_RT = torch.arange(hidden_RTH.shape[1], device=hidden_RTH.device).expand(hidden_RTH.shape[0], -1)
+        self.head(hidden_RTH, self.policy.embed(next_tokens_RT), positions_RT, cache=cache)
+        return cache
+
+    def keep(self, hidden_BTH: Tensor, num_waiting_B: Tensor) -> None:
+        """Store a window's hidden states of slots 0..B-1 behind the ``num_waiting_B`` that already wait."""
+        num_rows, num_new, size = hidden_BTH.shape
+        starts_B = torch.arange(num_rows, device=hidden_BTH.device) * STORE_WIDTH + num_waiting_B
+        index_N = (starts_B[:, None] + torch.arange(num_new, device=hidden_BTH.device)).reshape(-1)
+        self._waiting_SWH.view(-1, size).index_copy_(0, index_N, hidden_BTH.reshape(-1, size))
+
+    def keep_last(self, slots: list[int], hidden_RH: Tensor) -> None:
+        """Let the hidden state of a prompt's last anchor wait in freshly filled slots."""
+        self._waiting_SWH[slots, 0] = hidden_RH
+
+    def draft(self, waiting: Waiting, num_drafts: int, choose: ChooseToken) -> Tensor:
+        """Rebuild what waits, then draft; returns tokens [B, K] (nothing is chosen at K = 0)."""
+        state = self._rebuild(waiting)
+        last_B1 = (waiting.counts_B - 1)[:, None]
+        index_B1H = last_B1[..., None].expand(-1, -1, state.output_BTH.shape[2])
+        output_BH = state.output_BTH.gather(1, index_B1H)[:, 0]
+        recycle_B1H = state.recycle_BTH.gather(1, index_B1H)
+        anchors_B1 = waiting.first_B[:, None] + last_B1
+        drafts: list[Tensor] = []
+        for depth in range(num_drafts):
+            # A head that diverged must not reach the target: any finite draft is verified exactly.
+            drafts.append(choose(output_BH.nan_to_num(), depth))
+            if depth + 1 < num_drafts:
+                positions_B1 = anchors_B1 + (depth + 1)
+                state = self._step(recycle_B1H, drafts[-1][:, None], positions_B1, waiting.longest + num_drafts - 1)
+                output_BH, recycle_B1H = state.output_BTH[:, 0], state.recycle_BTH
+        return torch.stack(drafts, dim=1) if drafts else anchors_B1[:, :0]
+
+    def move(self, source: int, target: int) -> None:
+        """Overwrite slot ``target`` with slot ``source``."""
+        self.cache.move(source, target)
+        self._waiting_SWH[target] = self._waiting_SWH[source]
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's content."""
+        self.cache.clear(slot)
+        self._waiting_SWH[slot] = 0
+
+    def _rebuild(self, waiting: Waiting) -> HeadState:
+        hidden_BWH = self._waiting_SWH[: waiting.first_B.shape[0], : waiting.width]
+        steps_W = torch.arange(waiting.width, device=waiting.first_B.device)
+        positions_BW = waiting.first_B[:, None] + steps_W
+        return self._step(hidden_BWH, waiting.tokens_BW, positions_BW, waiting.longest + waiting.width - 1)
+
+    def _step(self, hidden_BTH: Tensor, tokens_BT: Tensor, positions_BT: Tensor, longest: int) -> HeadState:
+        num_keys = aligned(longest, self.cache.capacity)
+        self.cache.begin(positions_BT, num_keys)
+        mask = additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype)
+        return self.head(
+            hidden_BTH, self.policy.embed(tokens_BT), positions_BT, attention_mask=mask, cache=self.cache
+        )

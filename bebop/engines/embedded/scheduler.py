@@ -1,0 +1,128 @@
+"""Which completions run: requests wait, take a slot, and leave it; slots in use stay the first ones."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from bebop.engines.base import Request
+from bebop.engines.embedded.prompts import Prefilled, Prefiller
+from bebop.engines.embedded.rows import Row
+
+_IDLE_SECONDS = 0.001
+"""Pause between two looks at a source that has no request ready."""
+
+MakeRow = Callable[[Request, int], Row]
+MoveSlot = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class _Group:
+    """A request of which some completions wait; its prefill is kept until the last one has a slot."""
+
+    request: Request
+    num_started: int = 0
+    prefilled: Prefilled | None = None
+
+
+class Scheduler:
+    """Continuous batching over a fixed number of slots."""
+
+    def __init__(self, source: Iterable[Request | None], num_slots: int, make_row: MakeRow) -> None:
+        self.rows: list[Row] = []
+        self._free: list[int] = []
+        """Slots below ``len(rows)`` whose row has ended."""
+        self._source: Iterator[Request | None] | None = iter(source)
+        self._group: _Group | None = None
+        self._num_slots = num_slots
+        self._make_row = make_row
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing runs and nothing will."""
+        return self._source is None and self._group is None and not self.rows
+
+    def forget_prefills(self) -> None:
+        """The weights changed: prompts that wait are prefilled again."""
+        if self._group is not None:
+            self._group.prefilled = None
+
+    def retire(self) -> list[Row]:
+        """Take out the rows that have stopped; their slots are free."""
+        ended = [slot for slot, row in enumerate(self.rows) if row.stop_reason is not None and slot not in self._free]
+        self._free.extend(ended)
+        return [self.rows[slot] for slot in ended]
+
+    def admit(self, prefiller: Prefiller, move: MoveSlot, reserve: Callable[[int], None]) -> bool:
+        """Fill free slots with waiting completions, close the gaps that remain; True when the batch changed."""
+        starts = self._take()
+        self._prefill([group for group, _ in starts], prefiller)
+        changed = bool(starts or self._free)
+        slots: list[int] = []
+        for group, index in starts:
+            row = self._make_row(group.request, index)
+            assert group.prefilled is not None
+            row.num_waiting = group.prefilled.num_waiting
+            slots.append(self._place(row))
+        if starts:
+            reserve(max(len(group.request.prompt_tokens) for group, _ in starts))
+            prefiller.fill(slots, [group.prefilled for group, _ in starts if group.prefilled is not None])
+        self._compact(move)
+        return changed
+
+    def _place(self, row: Row) -> int:
+        if self._free:
+            slot = self._free.pop()
+            self.rows[slot] = row
+            return slot
+        self.rows.append(row)
+        return len(self.rows) - 1
+
+    def _compact(self, move: MoveSlot) -> None:
+        """Move the last rows into the gaps, so that a batch is the first slots."""
+        for slot in sorted(self._free, reverse=True):
+            last = len(self.rows) - 1
+            if slot != last:
+                move(last, slot)
+                self.rows[slot] = self.rows[last]
+            self.rows.pop()
+        self._free.clear()
+
+    def _prefill(self, groups: list[_Group], prefiller: Prefiller) -> None:
+        new = list({id(group): group for group in groups if group.prefilled is None}.values())
+        prefilled = prefiller.prefill([list(group.request.prompt_tokens) for group in new])
+        for group, result in zip(new, prefilled, strict=True):
+            group.prefilled = result
+
+    def _take(self) -> list[tuple[_Group, int]]:
+        """As many completions as slots are free, in the order of their requests."""
+        starts: list[tuple[_Group, int]] = []
+        num_running = len(self.rows) - len(self._free)
+        while num_running + len(starts) < self._num_slots:
+            if self._group is None and not self._pull(wait=num_running + len(starts) == 0):
+                break
+            group = self._group
+            assert group is not None
+            starts.append((group, group.num_started))
+            group.num_started += 1
+            if group.num_started == group.request.num_completions:
+                self._group = None
+        return starts
+
+    def _pull(self, wait: bool) -> bool:
+        """Get the next request, if there is one ready; ``wait`` for one when nothing else is to be done."""
+        while self._source is not None:
+            request = next(self._source, _END)
+            if request is _END:
+                self._source = None
+            elif request is not None:
+                assert isinstance(request, Request)
+                self._group = _Group(request)
+                return True
+            elif wait:
+                time.sleep(_IDLE_SECONDS)
+            else:
+                return False
+        return False
+
+
+_END = object()

@@ -1,0 +1,211 @@
+"""From hidden states to tokens: what is drafted, what stands, and what is recorded of it.
+
+Rows are handled in chunks that fit into ``verify_memory``. Draft distributions are kept from drafting to verification
+while they fit into ``draft_memory``; above it only the draft's hidden states are kept ([B, K, H], not [B, K, V]) and the same
+call on the same chunk computes the distributions again, so that what verifies is what was sampled from.
+
+Legend: B rows, b rows of a chunk, K draft tokens, J = K + 1, H hidden size, V vocabulary.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bebop.core.sampling import SamplingTensors, distribution, stack_sampling
+from bebop.core.streams import RoundStreams
+from bebop.core.verify import Verdict
+from bebop.engines.embedded.clock import Phase, PhaseClock
+from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.engines.embedded.rows import Block, Row
+from bebop.engines.embedded.rules import Rule, rule_named
+from bebop.models.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chunk:
+    """Rows ``start`` to ``stop`` and their settings."""
+
+    start: int
+    stop: int
+    sampling: SamplingTensors
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A verified round. ``packed`` holds, per row, what the host takes over in one transfer (see ``blocks``)."""
+
+    num_accepted_B: Tensor
+    packed: Tensor
+    num_drafts: list[int]
+
+    def blocks(self) -> list[Block]:
+        """Copy to the host and take apart; the one synchronisation of a round."""
+        num_slots = max(self.num_drafts) + 1
+        return [
+            _unpack(values, num_slots, num_drafts)
+            for values, num_drafts in zip(self.packed.tolist(), self.num_drafts, strict=True)
+        ]
+
+
+class Selector:
+    """The choices of a fixed set of rows; made anew when the batch changes."""
+
+    def __init__(self, policy: Policy, options: EmbeddedOptions, rows: list[Row], clock: PhaseClock) -> None:
+        self._policy = policy
+        self._options = options
+        self._clock = clock
+        self._rule = rule_named(options.rule)
+        self._seed_B = torch.tensor([_seed(row.request.seed, row.index) for row in rows], device=policy.device)
+        vocabulary = policy.config.vocab_size
+        # Per row: logits, their restriction, and target and draft probabilities, all float32.
+        row_bytes = 4 * vocabulary * 4 * (options.draft_limit + 1)
+        size = max(1, options.verify_memory // row_bytes)
+        self._chunks = [
+            _Chunk(start=i, stop=min(i + size, len(rows)), sampling=self._stack(rows[i : i + size]))
+            for i in range(0, len(rows), size)
+        ]
+        self._keeps = options.draft_memory // (4 * vocabulary * len(rows))
+        self._position_B = self._seed_B
+        self._num_drafts: list[int] = []
+        self._probs_KBV: list[Tensor] = []
+        self._output_KBH: list[Tensor] = []
+        self._draft_KB: list[Tensor] = []
+
+    @property
+    def num_drafts(self) -> int:
+        """K of the round: the largest of any row."""
+        return max(self._num_drafts)
+
+    @property
+    def draft_bytes(self) -> int:
+        """Memory that the drafts of this round hold until they are verified."""
+        return sum(t.numel() * t.element_size() for t in (*self._probs_KBV, *self._output_KBH))
+
+    def begin(self, position_B: Tensor, num_drafts: list[int]) -> None:
+        """A new round; row b's pending token is at ``position_B[b]`` and it drafts ``num_drafts[b]`` tokens."""
+        self._position_B, self._num_drafts = position_B, num_drafts
+        self._probs_KBV, self._output_KBH, self._draft_KB = [], [], []
+
+    def choose(self, output_BH: Tensor, depth: int) -> Tensor:
+        """Draft one token per row from what enters the lm_head."""
+        keep = self.num_drafts <= self._keeps
+        parts, probs = [], []
+        for chunk in self._chunks:
+            logits_bV = self._policy.logits(output_BH[chunk.rows])
+            self._clock.lap(Phase.DRAFT)
+            probs_bV = distribution(logits_bV, chunk.sampling)
+            parts.append(self._rule.propose(probs_bV, self._streams(chunk.rows), depth))
+            if keep:
+                probs.append(probs_bV)
+        if keep:
+            self._probs_KBV.append(_join(probs))
+        else:
+            self._output_KBH.append(output_BH)
+        self._draft_KB.append(_join(parts))
+        self._clock.lap(Phase.SAMPLING)
+        return self._draft_KB[-1]
+
+    def verify(self, hidden_BJH: Tensor) -> Outcome:
+        """Judge the drafts by the target's hidden states over the pending token and the drafts."""
+        draft_BK = torch.stack(self._draft_KB, dim=1) if self._draft_KB else self._position_B.new_empty(len(hidden_BJH), 0)
+        parts = [self._verify_chunk(hidden_BJH, draft_BK, chunk) for chunk in self._chunks]
+        packed = _join(parts)
+        return Outcome(num_accepted_B=packed[:, 0].long(), packed=packed, num_drafts=self._num_drafts)
+
+    def _verify_chunk(self, hidden_BJH: Tensor, draft_BK: Tensor, chunk: _Chunk) -> Tensor:
+        logits_bJV = self._policy.logits(hidden_BJH[chunk.rows])
+        self._clock.lap(Phase.VERIFY)
+        logits_bJV = logits_bJV.float()
+        target_bJV = distribution(logits_bJV, chunk.sampling)
+        draft_bKV = self._all_draft_probs(chunk, target_bJV)
+        draft_bK = draft_BK[chunk.rows]
+        verdict = self._judge(draft_bK, draft_bKV, target_bJV, chunk)
+        emitted_bJ = torch.cat([draft_bK, draft_bK.new_zeros(len(draft_bK), 1)], dim=1)
+        # NaN logits can leave any index; such rows stop, and their tokens must still be in the vocabulary.
+        next_b1 = verdict.next_token_B[:, None].clamp(0, target_bJV.shape[2] - 1)
+        emitted_bJ = emitted_bJ.scatter(1, verdict.num_accepted_B[:, None], next_b1)
+        logprob_bJ = target_bJV.gather(2, emitted_bJ[..., None])[..., 0].log()
+        entropy_bJ = torch.special.entr(target_bJV).sum(-1)
+        raw_bJ = logprob_bJ
+        if not _is_plain(chunk.sampling):
+            raw_bJ = logits_bJV.gather(2, emitted_bJ[..., None])[..., 0] - logits_bJV.logsumexp(-1)
+        overlap_bK = logprob_bJ[:, :0]
+        if self._options.measure_overlap and draft_bK.shape[1] > 0:
+            overlap_bK = self._rule.overlap(draft_bK, draft_bKV, target_bJV[:, :-1])
+        kept_bJ = torch.arange(emitted_bJ.shape[1], device=emitted_bJ.device) <= verdict.num_accepted_B[:, None]
+        finite_b1 = (entropy_bJ.isfinite() | ~kept_bJ).all(dim=1, keepdim=True)
+        columns = (verdict.num_accepted_B[:, None], finite_b1, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, overlap_bK)
+        return torch.cat([column.double() for column in columns], dim=1)
+
+    def _judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, chunk: _Chunk) -> Verdict:
+        """The rule's verdict; rows that draft fewer tokens than others are judged on theirs alone."""
+        lengths = self._num_drafts[chunk.rows]
+        if min(lengths) == max(lengths):
+            return self._rule.judge(draft_bK, draft_bKV, target_bJV, self._streams(chunk.rows))
+        accepted_b, next_b = draft_bK.new_zeros(len(lengths)), draft_bK.new_zeros(len(lengths))
+        for length in sorted(set(lengths)):
+            places_n = torch.tensor([i for i, other in enumerate(lengths) if other == length], device=draft_bK.device)
+            verdict = self._rule.judge(
+                draft_bK[places_n, :length],
+                draft_bKV[places_n, :length],
+                target_bJV[places_n, : length + 1],
+                self._streams(places_n + chunk.start),
+            )
+            accepted_b[places_n], next_b[places_n] = verdict.num_accepted_B, verdict.next_token_B
+        return Verdict(num_accepted_B=accepted_b, next_token_B=next_b)
+
+    def _streams(self, rows: slice | Tensor) -> RoundStreams:
+        return RoundStreams(seed_B=self._seed_B[rows], position_B=self._position_B[rows])
+
+    def _draft_probs(self, output_BH: Tensor, chunk: _Chunk) -> Tensor:
+        return distribution(self._policy.logits(output_BH[chunk.rows]), chunk.sampling)
+
+    def _all_draft_probs(self, chunk: _Chunk, target_bJV: Tensor) -> Tensor:
+        """[b, K, V], kept or computed again."""
+        if self._probs_KBV:
+            return torch.stack([probs_BV[chunk.rows] for probs_BV in self._probs_KBV], dim=1)
+        if self._output_KBH:
+            return torch.stack([self._draft_probs(output_BH, chunk) for output_BH in self._output_KBH], dim=1)
+        return target_bJV[:, :0]
+
+    def _stack(self, rows: list[Row]) -> SamplingTensors:
+        return stack_sampling([row.request.sampling for row in rows], self._policy.device)
+
+
+def _is_plain(sampling: SamplingTensors) -> bool:
+    """Every row samples at temperature 1 from the whole vocabulary: raw and behaviour log-probs are one."""
+    truncated = sampling.truncated_R.numel() > 0 or sampling.has_min_p
+    return not (truncated or sampling.has_greedy or sampling.has_temperature)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _seed(seed: int, completion: int) -> int:
+    """Key of a completion's streams: a 64-bit hash, so that neighbouring seeds and completions share nothing."""
+    digest = hashlib.blake2b(f"{seed}:{completion}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _unpack(values: list[float], num_slots: int, num_drafts: int) -> Block:
+    """A row's block out of: accepted, finite, then tokens, log-probs, raw log-probs, entropies (J each), overlaps."""
+    num_accepted = int(values[0])
+    starts = range(2, 2 + 4 * num_slots, num_slots)
+    tokens, logprobs, raw, entropies = (values[start : start + num_accepted + 1] for start in starts)
+    return Block(
+        tokens=[int(token) for token in tokens],
+        logprobs=logprobs,
+        raw_logprobs=raw,
+        entropies=entropies,
+        overlaps=values[2 + 4 * num_slots :][:num_drafts],
+        num_accepted=num_accepted,
+        num_drafts=num_drafts,
+        finite=bool(values[1]),
+    )

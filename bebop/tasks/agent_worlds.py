@@ -1,0 +1,251 @@
+"""The worlds behind the agent's tools, and the expert that shows how to act in them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from bebop.config import ConfigModel
+from bebop.tasks.base import Outcome
+
+ITEMS = ("fig", "nut", "tea", "rice", "milk", "corn", "salt", "lime", "plum", "oats")
+SETTINGS = {
+    "color": ("red", "blue", "green", "gray"),
+    "size": ("small", "large", "wide", "tall"),
+    "mode": ("fast", "slow", "safe", "dry"),
+    "level": ("one", "two", "six", "ten"),
+}
+PATHS = ("app.cfg", "base.cfg", "main.cfg", "site.cfg", "user.cfg")
+MAX_EXPRESSION = 40
+"""Characters of an expression the calculator accepts."""
+
+
+class AgentConfig(ConfigModel):
+    """Size of the generated problems and length of an episode."""
+
+    max_turns: int = 8
+    """Turns of the policy before the episode ends with ``turn limit``."""
+    max_price: int = 40
+    min_items: int = 2
+    max_items: int = 3
+    show_tools: bool = True
+    """Whether the chat opens with the description of the tools."""
+
+
+class World(Protocol):
+    """A small state that tools read and change."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def identity(self) -> str:
+        """What makes the problem this problem; decides its split."""
+        ...
+
+    def copy(self) -> World: ...
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str: ...
+
+    def grade(self, answer: str) -> Outcome: ...
+
+    def show(self, rng: random.Random) -> Iterator[str]:
+        """The turns of an expert who knows the world."""
+        ...
+
+
+def draw_world(config: AgentConfig, rng: random.Random) -> World:
+    return rng.choice((draw_prices, draw_files))(config, rng)
+
+
+def tool_call(name: str, **arguments: Any) -> str:
+    """A call as the policy is to write it."""
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def spoken(rng: random.Random, call: str, *deeds: str) -> str:
+    """A call after a thought in varying words, or without any."""
+    if rng.random() < 0.2:
+        return call
+    return f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}\n{call}"
+
+
+STARTS = ("I", "Now I", "Next I", "First I", "Let me", "We", "Time to")
+ENDS = (".", ":", " now.", " here.")
+
+
+def solved_if(right: bool) -> Outcome:
+    return Outcome(reward=float(right), reason="solved" if right else "wrong answer")
+
+
+# --- prices ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PriceWorld:
+    """A price list that is asked one item at a time, and a calculator."""
+
+    prices: Mapping[str, int]
+    wanted: tuple[str, ...]
+    difference: bool
+    """Asked is the first price minus the second, instead of the sum of all."""
+
+    @property
+    def question(self) -> str:
+        if self.difference:
+            return f"How much more is {self.wanted[0]} than {self.wanted[1]}?"
+        return f"What do {', '.join(self.wanted[:-1])} and {self.wanted[-1]} cost together?"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.question} {[self.prices[item] for item in self.wanted]}"
+
+    @property
+    def expression(self) -> str:
+        return (" - " if self.difference else " + ").join(str(self.prices[item]) for item in self.wanted)
+
+    @property
+    def answer(self) -> int:
+        return calculate(self.expression)
+
+    def copy(self) -> World:
+        return self
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        if name == "lookup":
+            key = str(arguments.get("key"))
+            return str(self.prices[key]) if key in self.prices else f"error: no {key}"
+        if name == "calc":
+            return calculator(str(arguments.get("expr")))
+        return f"error: no tool {name} here"
+
+    def grade(self, answer: str) -> Outcome:
+        return solved_if(answer == str(self.answer))
+
+    def show(self, rng: random.Random) -> Iterator[str]:
+        for item in self.wanted:
+            call = tool_call("lookup", key=item)
+            yield spoken(rng, call, f"look up {item}", f"ask for {item}", f"get the price of {item}", f"find {item}")
+        if rng.random() < 0.7:
+            yield spoken(
+                rng,
+                tool_call("calc", expr=self.expression),
+                "calculate",
+                "compute it",
+                "work it out",
+                "put them together",
+            )
+        closing = rng.choice(("", "That is it.\n", "I have the result.\n", "All prices are known.\n"))
+        yield f"{closing}Answer: {self.answer}"
+
+
+def draw_prices(config: AgentConfig, rng: random.Random) -> PriceWorld:
+    prices = {item: rng.randint(2, config.max_price) for item in ITEMS}
+    wanted = rng.sample(ITEMS, rng.randint(config.min_items, config.max_items))
+    difference = len(wanted) == 2 and rng.random() < 0.5
+    if difference:
+        wanted.sort(key=lambda item: -prices[item])
+    return PriceWorld(prices, tuple(wanted), difference)
+
+
+OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
+
+
+def calculator(expression: str) -> str:
+    """The value of an expression, or a sentence that says why there is none."""
+    try:
+        return str(calculate(expression))
+    except (SyntaxError, ValueError) as error:
+        return f"error: {error.args[0]}"
+
+
+def calculate(expression: str) -> int:
+    """The value of sums, differences and products of whole numbers; ValueError or SyntaxError for anything else."""
+    if len(expression) > MAX_EXPRESSION:
+        raise ValueError("the expression is too long")
+    return evaluate(ast.parse(expression, mode="eval").body)
+
+
+def evaluate(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -evaluate(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](evaluate(node.left), evaluate(node.right))
+    raise ValueError("only whole numbers, +, - and * are known")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FileWorld:
+    """A few settings files; one setting is to be changed, everything else is to stay."""
+
+    files: dict[str, str]
+    goal: Mapping[str, str]
+    """The files as they are to be."""
+    key: str
+    value: str
+
+    @property
+    def question(self) -> str:
+        return f"Set {self.key} to {self.value} and check."
+
+    @property
+    def identity(self) -> str:
+        return f"{self.question} {sorted(self.files.items())}"
+
+    def copy(self) -> World:
+        return replace(self, files=dict(self.files))
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        path = str(arguments.get("path"))
+        if name == "ls":
+            return " ".join(self.files)
+        if name == "check":
+            return "ok" if self.files == self.goal else "failed"
+        if name in ("read", "write") and path not in self.files:
+            return f"error: no file {path}"
+        if name == "read":
+            return self.files[path]
+        if name == "write":
+            self.files[path] = str(arguments.get("text"))
+            return "written"
+        return f"error: no tool {name} here"
+
+    def grade(self, answer: str) -> Outcome:
+        return solved_if(answer == "done" and self.files == self.goal)
+
+    def show(self, rng: random.Random) -> Iterator[str]:
+        yield spoken(rng, tool_call("ls"), "list the files", "look around", "see the files")
+        for path in rng.sample(list(self.files), len(self.files)):
+            call = tool_call("read", path=path)
+            yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside")
+            if self.files[path] != self.goal[path]:
+                call = tool_call("write", path=path, text=self.goal[path])
+                yield spoken(rng, call, f"set {self.key}", "change it", f"write {self.value}", "edit the file")
+                break
+        yield spoken(rng, tool_call("check"), "check", "run the check", "verify it")
+        yield "Answer: done"
+
+
+def draw_files(config: AgentConfig, rng: random.Random) -> FileWorld:
+    keys = rng.sample(list(SETTINGS), rng.randint(config.min_items, config.max_items))
+    paths = rng.sample(PATHS, len(keys))
+    values = {key: rng.choice(SETTINGS[key]) for key in keys}
+    key = rng.choice(keys)
+    value = rng.choice([one for one in SETTINGS[key] if one != values[key]])
+    files = {path: f"{one} = {values[one]}" for path, one in zip(paths, keys, strict=True)}
+    goal = {path: f"{key} = {value}" if text.startswith(f"{key} =") else text for path, text in files.items()}
+    return FileWorld(files, goal, key, value)

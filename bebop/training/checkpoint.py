@@ -1,0 +1,89 @@
+"""Where a training run stands: weights, optimiser state and step, as safetensors, written whole or not at all.
+
+Everything random in training is a function of (seed, step), so no generator state needs saving: a run resumed
+from here continues bit for bit in float32 on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bebop.errors import UserError
+from bebop.files import atomic_directory
+
+WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a checkpoint holds the state of."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """Name -> parameter that is trained."""
+    optimiser: torch.optim.Optimizer
+
+
+def save_checkpoint(directory: Path, step: int, trained: Trained) -> Path:
+    """Write ``directory/step-N`` after ``step`` updates and delete what it replaces."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"step-{step:08d}"
+    with atomic_directory(target) as part:
+        save_file({name: one.detach().contiguous() for name, one in trained.parameters.items()}, part / WEIGHTS)
+        save_file(optimiser_tensors(trained), part / OPTIMISER)
+        (part / STATE).write_text(json.dumps({"step": step}))
+    for older in saved_steps(directory):
+        if older != target:
+            shutil.rmtree(older)
+    return target
+
+
+def load_latest(directory: Path, trained: Trained) -> int:
+    """Restore the newest checkpoint into ``trained`` and return the number of updates it has had; 0 without one."""
+    found = saved_steps(directory)
+    if not found:
+        return 0
+    try:
+        weights, moments = load_file(found[-1] / WEIGHTS), load_file(found[-1] / OPTIMISER)
+        step = int(json.loads((found[-1] / STATE).read_text())["step"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"the checkpoint {found[-1]} is damaged ({error}); delete it to go on without it") from error
+    restore(trained, weights, moments)
+    return step
+
+
+def saved_steps(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(directory.glob("step-*"))
+
+
+def optimiser_tensors(trained: Trained) -> dict[str, Tensor]:
+    """Every tensor of the optimiser's state as ``parameter name/state name``."""
+    return {
+        f"{name}/{key}": value.detach().contiguous()
+        for name, parameter in trained.parameters.items()
+        for key, value in trained.optimiser.state[parameter].items()
+    }
+
+
+@torch.no_grad()
+def restore(trained: Trained, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+    """Copy weights and optimiser state into place; UserError where the checkpoint is of another model."""
+    wanted = {name: one.shape for name, one in trained.parameters.items()}
+    if wanted != {name: one.shape for name, one in weights.items()}:
+        raise UserError(
+            "the checkpoint belongs to another model; name another run directory or the policy it began with"
+        )
+    for name, parameter in trained.parameters.items():
+        parameter.copy_(weights[name])
+    for name, value in moments.items():
+        parameter_name, key = name.rsplit("/", 1)
+        trained.optimiser.state[trained.parameters[parameter_name]][key] = value.clone()

@@ -1,0 +1,79 @@
+"""How the shipped `tiny` policy is made: a tokenizer from the tasks' transcripts, then random weights to be tuned.
+
+`make tiny-policy` runs this, then `bebop train-sft configs/train-sft-tiny.yaml`, then the head's training.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+from bebop.files import atomic_directory
+from bebop.models.tiny import VOCAB_SIZE, tiny_config
+from bebop.tasks.base import Split, Task
+from bebop.tasks.chat import TURN_END, TURN_START, render
+from bebop.tasks.registry import load_task
+
+NUM_TRANSCRIPTS = 3000
+"""Per task, for the tokenizer."""
+SPECIAL = ("<|endoftext|>", TURN_START, TURN_END)
+TOOL_TAGS = ("<tool_call>", "</tool_call>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+PIECES = r' ?\{?"\p{L}+"[:,]?|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+'
+"""Quoted words with the punctuation of JSON, single digits, words, runs of punctuation, runs of white space."""
+
+
+def write_initial_policy(path: Path, config: Qwen3_5TextConfig, tasks: Sequence[Task], seed: int) -> None:
+    """A checkpoint of random weights with a tokenizer trained on ``tasks``' transcripts."""
+    tokenizer = train_tokenizer(demonstration_texts(tasks))
+    torch.manual_seed(seed)
+    backbone = Qwen3_5ForCausalLM(config).to(torch.bfloat16)
+    backbone.config.eos_token_id = backbone.generation_config.eos_token_id = tokenizer.eos_token_id
+    backbone.generation_config.pad_token_id = backbone.config.pad_token_id = tokenizer.pad_token_id
+    with atomic_directory(path) as part:
+        backbone.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+
+
+def demonstration_texts(tasks: Sequence[Task]) -> Iterator[str]:
+    for task in tasks:
+        for index in range(NUM_TRANSCRIPTS):
+            messages = task.demonstration(task.problem(Split.TRAIN, index), seed=0)
+            yield "".join(map(render, messages))
+
+
+def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``VOCAB_SIZE`` entries; digits stay single, so that numbers can be computed with."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[*SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TOOL_TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
+    )
+
+
+if __name__ == "__main__":
+    write_initial_policy(
+        Path(sys.argv[1]), tiny_config(), [load_task(name) for name in ("math", "code", "agent")], seed=0
+    )

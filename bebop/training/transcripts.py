@@ -1,0 +1,118 @@
+"""Where the transcripts of supervised training come from, and how they become batches.
+
+A source is a function of the step, so that a resumed run sees what an uninterrupted one would have seen. Transcripts of a step are
+sorted by length and cut into micro-batches of a token budget, padded on the right: with a causal backbone the padding
+changes nothing, no token sees another document, and recurrent (Gated DeltaNet) layers need no special care.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bebop.errors import UserError
+from bebop.tasks.base import Message, Split, Task
+from bebop.tasks.chat import Transcript, transcript
+
+# Shapes: B transcripts of a micro-batch, T tokens of the longest of them.
+
+TranscriptSource = Callable[[int], list[Transcript]]
+"""step -> the transcripts of that step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBatch:
+    """Some transcripts of like length."""
+
+    tokens_BT: Tensor
+    """int64, padded on the right with 0."""
+    is_target_BT: Tensor
+    """bool: the token here is one the policy is to write."""
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.is_target_BT.sum())
+
+
+def task_transcripts(
+    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, per_step: int, max_tokens: int
+) -> TranscriptSource:
+    """Demonstrations of the tasks' train splits in turn, never the same problem twice."""
+
+    def of_step(step: int) -> list[Transcript]:
+        found = []
+        for number in range(step * per_step, (step + 1) * per_step):
+            index, which = divmod(number, len(tasks))
+            problem = tasks[which].problem(Split.TRAIN, index)
+            found.append(transcript(tokenizer, tasks[which].demonstration(problem, seed=0)))
+        return [one for one in found if len(one.tokens) <= max_tokens]
+
+    return of_step
+
+
+def file_transcripts(
+    path: Path, tokenizer: PreTrainedTokenizerBase, per_step: int, max_tokens: int, seed: int
+) -> TranscriptSource:
+    """Chats of a JSONL file (one ``{"messages": [{"role", "content"}, ...]}`` a line), in a new order every epoch."""
+    chats = [one for one in (transcript(tokenizer, chat) for chat in read_chats(path)) if len(one.tokens) <= max_tokens]
+    if not any(any(chat.is_model) for chat in chats):
+        raise UserError(f"{path} has no assistant turn within {max_tokens} tokens; nothing could be learned from it")
+
+    def of_step(step: int) -> list[Transcript]:
+        numbers = range(step * per_step, (step + 1) * per_step)
+        return [chats[shuffled(len(chats), seed, number // len(chats))[number % len(chats)]] for number in numbers]
+
+    return of_step
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return order
+
+
+def read_chats(path: Path) -> list[list[Message]]:
+    """The chats of a JSONL file; UserError naming the line that is not one."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a JSONL file with one chat a line")
+    return [
+        read_chat(line, f"{path}:{number}")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def read_chat(line: str, where: str) -> list[Message]:
+    try:
+        return [Message(role=one["role"], content=one["content"]) for one in json.loads(line)["messages"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where} is not a chat; write {{"messages": [{{"role": ..., "content": ...}}]}}') from error
+
+
+def micro_batches(transcripts: Sequence[Transcript], token_budget: int) -> list[TokenBatch]:
+    """Cut into batches of at most ``token_budget`` tokens, padding counted; a longer transcript gets one of its own."""
+    batches: list[TokenBatch] = []
+    batch: list[Transcript] = []
+    for one in sorted(transcripts, key=lambda one: len(one.tokens)):
+        if batch and len(one.tokens) * (len(batch) + 1) > token_budget:
+            batches.append(pad(batch))
+            batch = []
+        batch.append(one)
+    return [*batches, pad(batch)] if batch else batches
+
+
+def pad(transcripts: Sequence[Transcript]) -> TokenBatch:
+    longest = max(len(one.tokens) for one in transcripts)
+    tokens_BT = torch.zeros(len(transcripts), longest, dtype=torch.long)
+    is_target_BT = torch.zeros(len(transcripts), longest, dtype=torch.bool)
+    for row, one in enumerate(transcripts):
+        tokens_BT[row, : len(one.tokens)] = torch.tensor(one.tokens)
+        is_target_BT[row, : len(one.tokens)] = torch.tensor(one.is_model)
+    return TokenBatch(tokens_BT=tokens_BT, is_target_BT=is_target_BT)

@@ -1,0 +1,311 @@
+"""The samplers: many whole generations against the exact law, the same coins in any batch, and the corner cases.
+
+Generations are of first-order Markov models, whose joint law of a few tokens is a product. Every request has its own
+seed, and rounds of different requests end in different places, as in an engine.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bebop.core.sampling import GREEDY, Sampling, distribution, draw, stack_sampling
+from bebop.core.streams import Purpose, RoundStreams, UniformSource, coupling_noise, fold_key, uniform
+from bebop.core.verify import RULES, Verdict, block, couple, coupled, rejection, target_only
+
+V, LENGTH, NUM_REQUESTS = 3, 4, 40_000
+TARGET = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.05, 0.15, 0.8]])
+DRAFT = torch.tensor(
+    [[0.2, 0.3, 0.5], [0.7, 0.2, 0.1], [0.3, 0.4, 0.3]]
+)  # far from the target, so that much is refused
+
+MakeStreams = Callable[[Tensor, Tensor], UniformSource]
+Play = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Verdict]]
+
+
+def own_streams(seed_B: Tensor, position_B: Tensor) -> RoundStreams:
+    return RoundStreams(seed_B=seed_B, position_B=position_B)
+
+
+def along(table_VV: Tensor, last_B: Tensor, draft_BK: Tensor) -> Tensor:
+    """The distributions [B, K + 1, V] after the last token and after each draft."""
+    return table_VV[torch.cat([last_B[:, None], draft_BK], dim=1)]
+
+
+@dataclass(frozen=True)
+class ByRatio:
+    """A round of a ratio rule: drafts and coins from `streams`."""
+
+    rule: Callable[..., Verdict]
+    streams: MakeStreams = own_streams
+
+    def __call__(self, seed_B: Tensor, position_B: Tensor, last_B: Tensor, K: int) -> tuple[Tensor, Verdict]:
+        streams = self.streams(seed_B, position_B)
+        tokens = [last_B]
+        for depth in range(K):
+            probs_BV = DRAFT[tokens[-1]]
+            coin_B = streams.uniform(Purpose.DRAFT, torch.full_like(last_B, depth))
+            tokens.append(probs_BV.argmax(dim=-1) if self.rule is target_only else draw(probs_BV, coin_B))
+        draft_BK = torch.stack(tokens, dim=1)[:, 1:]
+        draft_BKV = along(DRAFT, last_B, draft_BK)[:, :-1]
+        return draft_BK, self.rule(draft_BK, draft_BKV, along(TARGET, last_B, draft_BK), streams)
+
+
+def by_coupling(seed_B: Tensor, position_B: Tensor, last_B: Tensor, K: int) -> tuple[Tensor, Verdict]:
+    noise_BJV = coupling_noise(seed_B, position_B[:, None] + torch.arange(K + 1), V)
+    tokens = [last_B]
+    for depth in range(K):
+        tokens.append(couple(DRAFT[tokens[-1]], noise_BJV[:, depth]))
+    draft_BK = torch.stack(tokens, dim=1)[:, 1:]
+    return draft_BK, coupled(draft_BK, along(TARGET, last_B, draft_BK), noise_BJV)
+
+
+def generate(play: Play, K: int, num_requests: int = NUM_REQUESTS) -> Tensor:
+    """The first LENGTH tokens [B, LENGTH] of requests with seeds 0, 1, ... that all start after token 0."""
+    seed_B = torch.arange(num_requests)
+    tokens_BT = torch.zeros(num_requests, LENGTH * (K + 1) + 1, dtype=torch.int64)
+    position_B = torch.ones(num_requests, dtype=torch.int64)
+    for _ in range(LENGTH):
+        last_B = tokens_BT.gather(1, position_B[:, None] - 1).squeeze(1)
+        draft_BK, verdict = play(seed_B, position_B, last_B, K)
+        emitted_BJ = torch.cat([draft_BK, draft_BK.new_zeros(num_requests, 1)], dim=1)
+        emitted_BJ.scatter_(1, verdict.num_accepted_B[:, None], verdict.next_token_B[:, None])
+        # Slots past the emitted ones are written again by the next round.
+        tokens_BT.scatter_(1, position_B[:, None] + torch.arange(K + 1), emitted_BJ)
+        position_B = position_B + verdict.num_accepted_B + 1
+    return tokens_BT[:, 1 : LENGTH + 1]
+
+
+def p_value(tokens_BL: Tensor) -> float:
+    """Chi-square of the joint law of all LENGTH tokens."""
+    expected = TARGET[0].double()
+    for _ in range(LENGTH - 1):
+        expected = (expected.view(-1, V)[:, :, None] * TARGET.double()).flatten()
+    cell_B = (tokens_BL * V ** torch.arange(LENGTH - 1, -1, -1)).sum(dim=1)
+    counts = cell_B.bincount(minlength=V**LENGTH)
+    expected = expected / expected.sum() * tokens_BL.shape[0]
+    return float(stats.chisquare(counts.numpy(), expected.numpy()).pvalue)
+
+
+@pytest.mark.parametrize("K", [0, 1, 3])
+@pytest.mark.parametrize("name", RULES)
+def test_generations_follow_the_targets_joint_law(name: str, K: int) -> None:
+    assert p_value(generate(ByRatio(RULES[name]), K)) > 1e-3
+
+
+def test_coupled_generations_follow_the_targets_joint_law() -> None:
+    assert p_value(generate(by_coupling, 2)) > 1e-3
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_generator_will_do_for_coins(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def judge(draft_BK: Tensor, draft_BKV: Tensor, target_BJV: Tensor, rng: UniformSource) -> Verdict:
+        del rng
+        return RULES[name](draft_BK, draft_BKV, target_BJV, generator)
+
+    play = ByRatio(judge) if name != "target_only" else ByRatio(target_only, lambda *_: GeneratorCoins(generator))
+    assert p_value(generate(play, 2)) > 1e-3
+
+
+@dataclass(frozen=True)
+class GeneratorCoins:
+    generator: torch.Generator
+
+    def uniform(self, purpose: Purpose, index_BX: Tensor) -> Tensor:
+        del purpose
+        return torch.rand(index_BX.shape, generator=self.generator, dtype=torch.float64)
+
+
+# Mutants of the streams.
+
+
+@dataclass(frozen=True)
+class OnePurpose:
+    """Draft, acceptance and residual share their draws, as in an engine that keyed all three by (seed, position)."""
+
+    seed_B: Tensor
+    position_B: Tensor
+
+    def uniform(self, purpose: Purpose, index_BX: Tensor) -> Tensor:
+        del purpose
+        return own_streams(self.seed_B, self.position_B).uniform(Purpose.DRAFT, index_BX)
+
+
+@dataclass(frozen=True)
+class KeyedByToken:
+    """Draws belong to the token's own position, so that a later round meets the coins of an earlier one again."""
+
+    seed_B: Tensor
+    position_B: Tensor
+
+    def uniform(self, purpose: Purpose, index_BX: Tensor) -> Tensor:
+        shape = (-1, *[1] * (index_BX.dim() - 1))
+        position_BX = self.position_B.view(shape) + index_BX
+        return uniform(fold_key(self.seed_B.view(shape), position_BX, purpose), torch.zeros_like(index_BX))
+
+
+@pytest.mark.parametrize("rule", [rejection, block])
+def test_shared_noise_is_biased(rule: Callable[..., Verdict]) -> None:
+    assert p_value(generate(ByRatio(rule, OnePurpose), 3)) < 1e-9
+
+
+def test_block_with_coins_keyed_by_token_is_biased() -> None:
+    assert p_value(generate(ByRatio(block, KeyedByToken), 3)) < 1e-9
+
+
+# Coupling: the tokens are a function of the target and the noise alone.
+
+
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_coupled_tokens_are_the_same_for_any_number_of_drafts(K: int) -> None:
+    assert torch.equal(generate(by_coupling, K, 2000), generate(by_coupling, 0, 2000))
+
+
+# One round.
+
+
+def random_round(B: int, K: int, num_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    draft_BKV = (torch.randn((B, K, num_tokens), generator=generator) * 2).softmax(dim=-1)
+    noise_BJV = torch.randn((B, K + 1, num_tokens), generator=generator)
+    target_BJV = (torch.cat([draft_BKV, draft_BKV.new_ones(B, 1, num_tokens)], dim=1).log() + noise_BJV).softmax(dim=-1)
+    uniform_BK = torch.rand((B, K), generator=generator, dtype=torch.float64)
+    return draw(draft_BKV, uniform_BK), draft_BKV, target_BJV
+
+
+def streams_for(B: int) -> RoundStreams:
+    return own_streams(torch.arange(B) * 7, torch.arange(B) % 5)
+
+
+def verdicts_equal(left: Verdict, right: Verdict) -> bool:
+    return torch.equal(left.num_accepted_B, right.num_accepted_B) and torch.equal(left.next_token_B, right.next_token_B)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_of_a_batch_is_that_row_alone(name: str) -> None:
+    tokens_BK, draft_BKV, target_BJV = random_round(64, 3, 300)
+    together = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(64))
+    assert together.num_accepted_B.unique().numel() > 1
+    rows = torch.arange(63, -1, -3)
+    streams = own_streams(streams_for(64).seed_B[rows], streams_for(64).position_B[rows])
+    apart = RULES[name](tokens_BK[rows], draft_BKV[rows], target_BJV[rows], streams)
+    assert torch.equal(together.num_accepted_B[rows], apart.num_accepted_B)
+    assert torch.equal(together.next_token_B[rows], apart.next_token_B)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_short_drafts_are_judged_on_what_they_drafted_whatever_the_padding_holds(name: str) -> None:
+    B, K = 90, 3
+    tokens_BK, draft_BKV, target_BJV = random_round(B, K, 50)
+    num_drafts_B = torch.arange(B) % (K + 1)
+    is_padding_BK = torch.arange(K) >= num_drafts_B[:, None]
+    ragged = RULES[name](
+        tokens_BK.masked_fill(is_padding_BK, -1),
+        draft_BKV.masked_fill(is_padding_BK[..., None], math.nan),
+        target_BJV.masked_fill(torch.cat([is_padding_BK.new_zeros(B, 1), is_padding_BK], 1)[..., None], math.nan),
+        streams_for(B),
+        num_drafts_B,
+    )
+    for length in range(K + 1):
+        rows = (num_drafts_B == length).nonzero().squeeze(1)
+        streams = own_streams(streams_for(B).seed_B[rows], streams_for(B).position_B[rows])
+        alone = RULES[name](tokens_BK[rows, :length], draft_BKV[rows, :length], target_BJV[rows, : length + 1], streams)
+        assert torch.equal(ragged.num_accepted_B[rows], alone.num_accepted_B)
+        assert torch.equal(ragged.next_token_B[rows], alone.next_token_B)
+
+
+def test_short_coupled_drafts_end_where_their_padding_begins() -> None:
+    tokens_BK, _, target_BJV = random_round(30, 3, 50)
+    noise_BJV = coupling_noise(torch.arange(30), torch.arange(4).expand(30, 4), 50)
+    own_BJ = couple(target_BJV, noise_BJV)
+    num_drafts_B = torch.arange(30) % 4
+    verdict = coupled(own_BJ[:, :3], target_BJV, noise_BJV, num_drafts_B)
+    assert torch.equal(verdict.num_accepted_B, num_drafts_B)
+    assert torch.equal(verdict.next_token_B, own_BJ.gather(1, num_drafts_B[:, None]).squeeze(1))
+    del tokens_BK
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", RULES)
+def test_any_float_dtype_serves(name: str, dtype: torch.dtype) -> None:
+    """Probabilities that every dtype holds exactly give the verdict of float32."""
+    tokens_BK, draft_BKV, target_BJV = random_round(200, 3, 8)
+    draft_BKV, target_BJV = ((probs * 16).round().clamp(min=1) / 16 for probs in (draft_BKV, target_BJV))
+    in_float32 = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(200))
+    in_dtype = RULES[name](tokens_BK, draft_BKV.to(dtype), target_BJV.to(dtype), streams_for(200))
+    assert verdicts_equal(in_float32, in_dtype)
+
+
+def greedy_round(num_tokens: int = 40) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of draft and target, drafts of both kinds of row, and which rows are greedy (every other one)."""
+    B, K = 60, 3
+    generator = torch.Generator().manual_seed(5)
+    target_BJV = torch.randn((B, K + 1, num_tokens), generator=generator) * 2
+    draft_BKV = target_BJV[:, :K] + torch.randn((B, K, num_tokens), generator=generator)
+    table = stack_sampling([GREEDY if row % 2 == 0 else Sampling() for row in range(B)])
+    target_BJV, draft_BKV = distribution(target_BJV, table), distribution(draft_BKV, table)
+    tokens_BK = draw(draft_BKV, torch.rand((B, K), generator=generator))
+    return tokens_BK, draft_BKV, target_BJV, torch.arange(B) % 2 == 0
+
+
+@pytest.mark.parametrize("name", [*RULES, "coupled"])
+def test_greedy_rows_of_a_mixed_batch_emit_the_targets_greedy_tokens(name: str) -> None:
+    tokens_BK, draft_BKV, target_BJV, greedy_B = greedy_round()
+    B, K = tokens_BK.shape
+    if name == "coupled":
+        noise_BJV = coupling_noise(torch.arange(B), torch.arange(K + 1).expand(B, K + 1), target_BJV.shape[-1])
+        verdict = coupled(tokens_BK, target_BJV, noise_BJV)
+    else:
+        verdict = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(B))
+    best_BJ = target_BJV.argmax(dim=-1)
+    run_B = (tokens_BK == best_BJ[:, :K]).long().cumprod(dim=1).sum(dim=1)
+    assert run_B[greedy_B].unique().numel() > 2
+    assert torch.equal(verdict.num_accepted_B[greedy_B], run_B[greedy_B])
+    expected_B = best_BJ.gather(1, verdict.num_accepted_B[:, None]).squeeze(1)
+    assert torch.equal(verdict.next_token_B[greedy_B], expected_B[greedy_B])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_token_the_target_excludes_is_never_emitted(name: str) -> None:
+    tokens_BK, draft_BKV, target_BJV = random_round(3000, 3, 20)
+    target_BJV = target_BJV.masked_fill(torch.arange(20) % 3 == 0, 0)
+    target_BJV = target_BJV / target_BJV.sum(dim=-1, keepdim=True)
+    verdict = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(3000))
+    assert (verdict.next_token_B % 3 != 0).all()
+    is_accepted_BK = torch.arange(3) < verdict.num_accepted_B[:, None]
+    assert (tokens_BK[is_accepted_BK] % 3 != 0).all()
+
+
+def test_target_only_reads_no_draft_probabilities() -> None:
+    tokens_BK, draft_BKV, target_BJV = random_round(50, 3, 30)
+    told, untold = (target_only(tokens_BK, draft, target_BJV, streams_for(50)) for draft in (draft_BKV, None))
+    assert verdicts_equal(told, untold)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_nan_row_gives_a_valid_token_and_harms_no_other(name: str) -> None:
+    tokens_BK, draft_BKV, target_BJV = random_round(40, 3, 300)
+    sound = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(40))
+    target_BJV[::2] = math.nan
+    verdict = RULES[name](tokens_BK, draft_BKV, target_BJV, streams_for(40))
+    assert torch.equal(verdict.num_accepted_B[1::2], sound.num_accepted_B[1::2])
+    assert torch.equal(verdict.next_token_B[1::2], sound.next_token_B[1::2])
+    assert ((verdict.next_token_B >= 0) & (verdict.next_token_B < 300)).all()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_nothing_is_read_back_from_an_accelerator(name: str) -> None:
+    """Tensors on the meta device have no values: reading one raises."""
+    tokens_BK, draft_BKV, target_BJV = (tensor.to("meta") for tensor in random_round(6, 3, 300))
+    streams = own_streams(torch.arange(6, device="meta"), torch.arange(6, device="meta"))
+    num_drafts_B = torch.full((6,), 2, device="meta")
+    verdict = RULES[name](tokens_BK, draft_BKV, target_BJV, streams, num_drafts_B)
+    assert verdict.next_token_B.shape == verdict.num_accepted_B.shape == (6,)
+    noise_BJV = coupling_noise(streams.seed_B, torch.zeros((6, 4), dtype=torch.int64, device="meta"), 300)
+    assert coupled(tokens_BK, target_BJV, noise_BJV, num_drafts_B).next_token_B.shape == (6,)
