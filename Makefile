@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # One thread per test process: two processes with many threads each fight for the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 say = @echo "==> $(1)"
 
 .DEFAULT_GOAL := help
@@ -22,9 +22,11 @@ say = @echo "==> $(1)"
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.installed ## install, then say what works on this machine
+quickstart: $(VENV)/.installed ## install, then say what works here and show the shipped policy
 	$(call say,what is installed and what works here)
 	@$(BIN)/bebop doctor
+	$(call say,the policy that comes with it)
+	@$(BIN)/bebop policy show tiny
 	$(call say,next: $(BIN)/bebop --help)
 
 install: $(VENV)/.installed ## Bebop and what it needs, in .venv
@@ -52,6 +54,12 @@ types: $(VENV)/.installed-dev ## type annotations
 format: $(VENV)/.installed-dev ## rewrite the source as `make lint` wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+tiny-policy: $(VENV)/.installed ## train the shipped policy's backbone again, into build/tiny-sft
+	$(call say,tokenizer and random weights)
+	@$(BIN)/python -m bebop.training.tiny build/tiny-init
+	$(call say,supervised training; an hour or two on two cores)
+	@$(BIN)/bebop train-sft configs/train-sft-tiny.yaml
 
 clean: ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

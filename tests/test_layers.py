@@ -138,14 +138,29 @@ def over_budget(modules: list[Module]) -> Iterator[str]:
             if length > MAX_FUNCTION_LINES:
                 yield f"{module.name}: {function.name} has {length} lines"
             num_parameters = len(parameters(function))
-            if num_parameters > MAX_PARAMETERS and (module.name, function.name) not in FOREIGN_SIGNATURES:
+            is_free = (module.name, function.name) in FOREIGN_SIGNATURES or is_kernel(function)
+            if num_parameters > MAX_PARAMETERS and not is_free:
                 yield f"{module.name}: {function.name} takes {num_parameters} parameters"
+
+
+def is_kernel(function: Function) -> bool:
+    """Whether Triton compiles the function: a kernel takes pointers and strides one by one."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
 
 
 def parameters(function: Function) -> list[str]:
     spec = function.args
     named = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, *filter(None, (spec.vararg, spec.kwarg))]
-    return [argument.arg for argument in named if argument.arg not in ("self", "cls")]
+    counted = (argument for argument in named if not declares_option(argument.annotation))
+    return [argument.arg for argument in counted if argument.arg not in ("self", "cls")]
+
+
+def declares_option(annotation: ast.expr | None) -> bool:
+    """Whether a parameter is an option or argument of a command: a command has as many as a person may set."""
+    if not (isinstance(annotation, ast.Subscript) and getattr(annotation.value, "id", "") == "Annotated"):
+        return False
+    calls = (node.func for node in ast.walk(annotation.slice) if isinstance(node, ast.Call))
+    return any(isinstance(called, ast.Attribute) and called.attr in ("Option", "Argument") for called in calls)
 
 
 def hidden_state_and_swallowing(modules: list[Module]) -> Iterator[str]:
@@ -225,6 +240,7 @@ PLANTED = [
     (over_budget, {"a.py": LONG_FUNCTION}),
     (over_budget, {"a.py": "def f(a, b, c, /, d, e, *, g, h): ..."}),
     (over_budget, {"a.py": "class A:\n    def f(self, a, b, c, d, e, *g, **h): ..."}),
+    (over_budget, {"a.py": "def f(a, b, c, d, e: Annotated[int, 'x'], g: Annotated[int, Field(gt=0)], h): ..."}),
     (hidden_state_and_swallowing, {"a.py": "def f():\n    global x\n    x = 1"}),
     (hidden_state_and_swallowing, {"a.py": "try:\n    f()\nexcept Exception:\n    pass"}),
     (hidden_state_and_swallowing, {"a.py": "try:\n    f()\nexcept:\n    pass"}),
@@ -232,9 +248,10 @@ PLANTED = [
 ]
 ALLOWED = {
     "core/a.py": "import math\nimport torch\nfrom bebop.core.sampling import Sampling",
-    "core/fused_triton.py": "import triton.language as tl",
+    "core/fused_triton.py": "import triton\n@triton.jit\ndef kernel(a, b, c, d, e, f, g): ...",
     "engines/vllm.py": "import vllm",
     "engines/a.py": "from bebop.engines.vllm import Engine\nfrom bebop.models.policy import Policy",
+    "cli/b.py": "def f(" + ", ".join(f"{x}: Annotated[int, typer.Option()] = 1" for x in "abcdefg") + "): ...",
     "cli/a.py": "from bebop.rl.loop import run\nfrom bebop.errors import UserError",
     "metrics.py": "from bebop.files import atomic_write\nx = 1\n" * 150,
     "b.py": "class A:\n    def f(self, a, b, c, d, e, g): ...\n" + LONG_FUNCTION.replace("    x = 1\n", "", 1),

@@ -116,8 +116,8 @@ def check_devices() -> Iterator[Check]:
         return
     yield check_accelerators(names, has_driver=shutil.which("nvidia-smi") is not None)
     triton = _version("triton")
-    advice = "" if triton or not names else "for the fused loss on this GPU, run `pip install triton`"
-    status = Status.OPTIONAL if advice else Status.OK
+    advice = "" if triton else "for the fused loss on a GPU, run `pip install triton`; nothing else uses it"
+    status = Status.OK if triton else Status.OPTIONAL
     yield Check(group="devices", name="triton", status=status, found=triton or "missing", advice=advice)
 
 

@@ -39,6 +39,24 @@ COMMANDS = (
         summary="Say what is installed, what works here, and how to get what is missing.",
         panel="Start here",
     ),
+    Command(
+        name="policy",
+        target="bebop.cli.policy:policy_app",
+        summary="Look into a checkpoint (show), put a head into one (stitch).",
+        panel="Policies",
+    ),
+    Command(
+        name="train-sft",
+        target="bebop.cli.train_sft:command",
+        summary="Tune a policy on worked transcripts.",
+        panel="Policies",
+    ),
+    Command(
+        name="eval-policy",
+        target="bebop.cli.eval_policy:command",
+        summary="Measure a policy's reward and entropy on tasks.",
+        panel="Policies",
+    ),
 )
 
 _HELP = """RL post-training whose rollouts are drafted by a frozen MTP head and verified exactly.

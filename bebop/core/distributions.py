@@ -37,15 +37,15 @@ class Dense:
 
     def chosen(self, tokens_BK: Tensor) -> Tensor:
         """Probability [B, K] of the token at each of the first K depths."""
-        return _widen(self.probs_BKV[:, : tokens_BK.shape[1]].gather(-1, tokens_BK[..., None]).squeeze(-1))
+        return widen(self.probs_BKV[:, : tokens_BK.shape[1]].gather(-1, tokens_BK[..., None]).squeeze(-1))
 
     def depth(self, depth: int) -> Tensor:
         """The distributions [B, V] at one depth."""
-        return _widen(self.probs_BKV[:, depth])
+        return widen(self.probs_BKV[:, depth])
 
     def row(self, depth_B: Tensor) -> Tensor:
         """The distributions [B, V] at a depth of each row's own."""
-        return _widen(_pick(self.probs_BKV, depth_B))
+        return widen(_pick(self.probs_BKV, depth_B))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,6 @@ def _pick(values_BKV: Tensor, depth_B: Tensor) -> Tensor:
     return values_BKV[torch.arange(B, device=values_BKV.device), depth_B.clamp(max=K - 1)]
 
 
-def _widen(values: Tensor) -> Tensor:
+def widen(values: Tensor) -> Tensor:
     """At least float32: a ratio of bfloat16 probabilities would be off by half a percent."""
     return values if values.dtype == torch.float64 else values.float()

@@ -9,7 +9,7 @@ Shapes: R draft rows in the tile, U target positions in the tile, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -53,8 +53,27 @@ class GradientTerm:
     kl_R: Tensor | None
     reverse_kl_R: Tensor | None
 
+    def scaled(self) -> GradientTerm:
+        """The term with the temperature's factor of the chain rule taken into its coefficients."""
+
+        def scale(values_R: Tensor | None) -> Tensor | None:
+            return None if values_R is None else values_R * self.inverse_temperature
+
+        return replace(
+            self,
+            draft_logprob_R=scale(self.draft_logprob_R),
+            overlap_R=scale(self.overlap_R),
+            kl_R=scale(self.kl_R),
+            reverse_kl_R=scale(self.reverse_kl_R),
+        )
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether the gradient depends on more of the target than its token."""
+        return not (self.overlap_R is None and self.kl_R is None and self.reverse_kl_R is None)
+
     def constant_R(self) -> Tensor:
-        """Everything that multiplies q alone in ``add_gradient``'s formula."""
+        """Everything that multiplies q alone in the gradient."""
         constant_R = torch.zeros_like(self.statistics.draft_lse_R)
         if self.draft_logprob_R is not None:
             constant_R = constant_R - self.draft_logprob_R
@@ -116,15 +135,15 @@ class ChunkedKernels:
         )
 
     def gradient(self, tile: TileLogits, terms: Sequence[GradientTerm], out_RV: Tensor) -> None:
+        scaled = [term.scaled() for term in terms]
         for columns in self._columns(tile):
-            total_RC = _term_gradient(tile, terms[0], columns)
-            for term in terms[1:]:
+            total_RC = _term_gradient(tile, scaled[0], columns)
+            for term in scaled[1:]:
                 total_RC += _term_gradient(tile, term, columns)
             out_RV[:, columns] = total_RC
-        for term in terms:
+        for term in scaled:
             if term.draft_logprob_R is not None:
-                upstream_R1 = (term.draft_logprob_R * term.inverse_temperature)[:, None]
-                out_RV.scatter_add_(1, tile.tokens_R[:, None], upstream_R1)
+                out_RV.scatter_add_(1, tile.tokens_R[:, None], term.draft_logprob_R[:, None])
 
     def _log_sum_exp(self, logits_XV: Tensor, inverse_temperature: float) -> Tensor:
         total_X = torch.full_like(logits_XV[:, 0], -torch.inf)
@@ -144,24 +163,22 @@ def _log_probs(logits_XC: Tensor, inverse_temperature: float, lse_X: Tensor) -> 
 
 
 def _term_gradient(tile: TileLogits, term: GradientTerm, columns: slice) -> Tensor:
-    """Gradient of one term but for the one-hot of the token:
+    """Gradient of one scaled term but for the one-hot of the token.
 
-    q ([q <= p] overlap + (log q - log p) reverse_kl + constant) - p kl, all over the temperature.
+    q ([q <= p] overlap + log(q/p) reverse_kl + constant) - p kl, where the names are the term's coefficients.
     """
-    statistics = term.statistics
+    statistics, constant_R1 = term.statistics, term.constant_R()[:, None]
     draft_log_RC = _log_probs(tile.draft_RV[:, columns], term.inverse_temperature, statistics.draft_lse_R)
-    factor_RC = constant_R1 = term.constant_R()[:, None]
-    needs_target = not (term.overlap_R is None and term.kl_R is None and term.reverse_kl_R is None)
-    target_log_RC = draft_log_RC
-    if needs_target:
-        target_log_UC = _log_probs(tile.target_UV[:, columns], term.inverse_temperature, statistics.target_lse_U)
-        target_log_RC = target_log_UC[tile.target_row_R]
+    if not term.uses_target:
+        return draft_log_RC.exp_().mul_(constant_R1)
+    target_log_UC = _log_probs(tile.target_UV[:, columns], term.inverse_temperature, statistics.target_lse_U)
+    target_log_RC = target_log_UC[tile.target_row_R]
+    factor_RC = constant_R1
     if term.overlap_R is not None:
-        below_RC = draft_log_RC <= target_log_RC
-        factor_RC = torch.where(below_RC, term.overlap_R[:, None] + constant_R1, constant_R1)
+        factor_RC = torch.where(draft_log_RC <= target_log_RC, term.overlap_R[:, None] + constant_R1, constant_R1)
     if term.reverse_kl_R is not None:
         factor_RC = factor_RC + (draft_log_RC - target_log_RC) * term.reverse_kl_R[:, None]
     gradient_RC = draft_log_RC.exp_().mul_(factor_RC)
     if term.kl_R is not None:
         gradient_RC.addcmul_(target_log_RC.exp_(), term.kl_R[:, None], value=-1.0)
-    return gradient_RC.mul_(term.inverse_temperature)
+    return gradient_RC

@@ -47,7 +47,7 @@ class TritonKernels:
         target_lse_U = self._log_sum_exp(tile.target_UV, inverse_temperature)
         draft_lse_R = self._log_sum_exp(tile.draft_RV, inverse_temperature)
         sums_6R = tile.draft_RV.new_empty(6, num_rows)
-        _statistics_kernel[(num_rows,)](
+        statistics_kernel[(num_rows,)](
             tile.target_UV,
             tile.draft_RV,
             tile.target_row_R,
@@ -77,7 +77,7 @@ class TritonKernels:
         _require_float32(tile)
         num_rows, num_columns = tile.draft_RV.shape
         inverse_T = torch.tensor([term.inverse_temperature for term in terms], device=out_RV.device)
-        _gradient_kernel[(num_rows, triton.cdiv(num_columns, self.gradient_block))](
+        gradient_kernel[(num_rows, triton.cdiv(num_columns, self.gradient_block))](
             tile.target_UV,
             tile.draft_RV,
             out_RV,
@@ -85,20 +85,20 @@ class TritonKernels:
             tile.tokens_R,
             torch.stack([term.statistics.target_lse_U for term in terms]),
             torch.stack([term.statistics.draft_lse_R for term in terms]),
-            torch.stack([_coefficients(term) for term in terms]),
+            torch.stack([_coefficients(term.scaled()) for term in terms]),
             inverse_T,
             num_rows,
             len(tile.target_UV),
             num_columns,
             NUM_TERMS=len(terms),
-            USES_TARGET=any(_uses_target(term) for term in terms),
+            USES_TARGET=any(term.uses_target for term in terms),
             BLOCK=self.gradient_block,
             num_warps=self.num_warps,
         )
 
     def _log_sum_exp(self, logits_XV: Tensor, inverse_temperature: float) -> Tensor:
         lse_X = logits_XV.new_empty(len(logits_XV))
-        _log_sum_exp_kernel[(len(logits_XV),)](
+        log_sum_exp_kernel[(len(logits_XV),)](
             logits_XV,
             lse_X,
             logits_XV.shape[1],
@@ -115,20 +115,16 @@ def _require_float32(tile: TileLogits) -> None:
     assert tile.draft_RV.is_contiguous() and tile.target_UV.is_contiguous()
 
 
-def _uses_target(term: GradientTerm) -> bool:
-    return not (term.overlap_R is None and term.kl_R is None and term.reverse_kl_R is None)
-
-
 def _coefficients(term: GradientTerm) -> Tensor:
-    """-> [5, R]: what multiplies q, q [q <= p], q log(q/p), -p and the token's one-hot, over the temperature."""
+    """-> [5, R]: what multiplies q, q [q <= p], q log(q/p), -p and the token's one-hot, of a scaled term."""
     zero_R = torch.zeros_like(term.statistics.draft_lse_R)
     given = (term.overlap_R, term.reverse_kl_R, term.kl_R, term.draft_logprob_R)
     rows = [term.constant_R(), *(zero_R if values_R is None else values_R for values_R in given)]
-    return torch.stack(rows) * term.inverse_temperature
+    return torch.stack(rows)
 
 
 @triton.jit
-def _log_sum_exp_kernel(logits_ptr, lse_ptr, num_columns, inverse_temperature, BLOCK: tl.constexpr):
+def log_sum_exp_kernel(logits_ptr, lse_ptr, num_columns, inverse_temperature, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     highest = -float("inf")
     total = 0.0
@@ -145,7 +141,7 @@ def _log_sum_exp_kernel(logits_ptr, lse_ptr, num_columns, inverse_temperature, B
 
 
 @triton.jit
-def _statistics_kernel(
+def statistics_kernel(
     target_ptr,
     draft_ptr,
     target_row_ptr,
@@ -189,7 +185,7 @@ def _statistics_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def gradient_kernel(
     target_ptr,
     draft_ptr,
     out_ptr,

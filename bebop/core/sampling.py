@@ -166,7 +166,9 @@ def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
     of weight 0 is never returned, whatever the rounding, unless the whole row is 0. A NaN row gives some valid index.
     """
     # Two levels, blocks and then tokens of one block: the running sum is then short, and most of V is only added up.
-    blocks_XMW = pad(weights_XV, (0, -weights_XV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    V = weights_XV.shape[-1]
+    width = min(_BLOCK, V)
+    blocks_XMW = pad(weights_XV, (0, -V % width)).unflatten(-1, (-1, width))
     mass_XM = blocks_XMW.sum(dim=-1, dtype=torch.float64)
     cumulative_XM = mass_XM.cumsum(dim=-1)
     wanted_X1 = uniform_X.to(torch.float64)[..., None] * cumulative_XM[..., -1:]
@@ -174,7 +176,7 @@ def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
     wanted_X1 = wanted_X1 - (cumulative_XM - mass_XM).gather(-1, block_X1)
     weights_XW = blocks_XMW.take_along_dim(block_X1[..., None], dim=-2).squeeze(-2)
     token_X1 = _first_above(weights_XW.cumsum(dim=-1, dtype=torch.float64), weights_XW, wanted_X1)
-    return (block_X1 * _BLOCK + token_X1).squeeze(-1).clamp(max=weights_XV.shape[-1] - 1)
+    return (block_X1 * width + token_X1).squeeze(-1).clamp(max=V - 1)
 
 
 def _first_above(cumulative_XM: Tensor, weights_XM: Tensor, wanted_X1: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ def _restrict_rows(logits_BXV: Tensor, table: SamplingTensors) -> Tensor:
     scaled_BXV = logits_BXV / table.temperature_B[:, None, None] if table.has_temperature else logits_BXV
     if table.truncated_R.numel() > 0 or table.has_min_p:
         cut_BX1 = _threshold(scaled_BXV.detach(), table)
-        scaled_BXV = scaled_BXV.masked_fill(scaled_BXV < cut_BX1, -math.inf)
+        scaled_BXV = torch.where(scaled_BXV < cut_BX1, -math.inf, scaled_BXV)
     if table.has_greedy:
         is_best_BXV = torch.zeros_like(scaled_BXV, dtype=torch.bool)
         is_best_BXV.scatter_(-1, scaled_BXV.argmax(dim=-1, keepdim=True), True)
@@ -223,17 +225,22 @@ def _order_threshold(scaled_NV: Tensor, table: SamplingTensors) -> Tensor:
     if not table.has_top_p:
         return kth_N1
     top_p_N1 = table.top_p_R.repeat_interleave(repeats, output_size=N)[:, None]
-    log_mass_N1 = scaled_NV.masked_fill(scaled_NV < kth_N1, -math.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.maximum(kth_N1, _nucleus_threshold(scaled_NV, best_NC, log_mass_N1, top_p_N1))
+    allowed_NV = torch.where(scaled_NV < kth_N1, -math.inf, scaled_NV) if table.max_top_k > 0 else scaled_NV
+    # A softmax, not a logsumexp: the latter is many times slower on -inf.
+    top_prob_N1 = allowed_NV.softmax(dim=-1).amax(dim=-1, keepdim=True)
+    return torch.maximum(kth_N1, _nucleus_threshold(scaled_NV, best_NC, top_prob_N1, top_p_N1))
 
 
-def _nucleus_threshold(scaled_NV: Tensor, best_NC: Tensor, log_mass_N1: Tensor, top_p_N1: Tensor) -> Tensor:
-    """Threshold [N, 1] of top-p, from the C largest logits where they suffice and from more where not."""
+def _nucleus_threshold(scaled_NV: Tensor, best_NC: Tensor, top_prob_N1: Tensor, top_p_N1: Tensor) -> Tensor:
+    """Threshold [N, 1] of top-p, from the C largest logits where they suffice and from more where not.
+
+    `top_prob_N1` is the probability of the largest within what top-k kept.
+    """
     C, V = best_NC.shape[-1], scaled_NV.shape[-1]
     if scaled_NV.device.type != "cpu" and C < V:
         # One sort is cheap there, while asking whether the candidates suffice would stall the device.
         best_NC = scaled_NV.sort(dim=-1, descending=True).values
-    probs_NC = (best_NC - log_mass_N1).exp()
+    probs_NC = (best_NC - best_NC[:, :1]).exp() * top_prob_N1
     mass_before_NC = probs_NC.cumsum(dim=-1, dtype=torch.float64) - probs_NC
     is_kept_NC = mass_before_NC < top_p_N1
     last_N1 = (is_kept_NC.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
@@ -243,5 +250,5 @@ def _nucleus_threshold(scaled_NV: Tensor, best_NC: Tensor, log_mass_N1: Tensor, 
         if open_M.numel() > 0:
             open_MV = scaled_NV[open_M]
             best_MC = open_MV.topk(min(16 * C, V), dim=-1).values
-            cut_N1[open_M] = _nucleus_threshold(open_MV, best_MC, log_mass_N1[open_M], top_p_N1[open_M])
+            cut_N1[open_M] = _nucleus_threshold(open_MV, best_MC, top_prob_N1[open_M], top_p_N1[open_M])
     return cut_N1

@@ -4,8 +4,8 @@ p is the target's distribution and q the one the draft token was drawn from, bot
 (`core.sampling`). A ratio rule is two things and nothing else:
 
 * `Chances`: a chance for every drafted token to be accepted and a scale for every place the round may end at;
-* what follows the accepted prefix: ``leftover(p, q, scale)``, the positive part of scale * p - q, normalised, where q
-  is empty after the last draft (so that the bonus token is the ordinary case).
+* what follows the accepted prefix: ``leftover(p, q, scale)``, weights proportional to the positive part of
+  scale * p - q, where q is empty after the last draft (so that the bonus token is the ordinary case).
 
 The samplers below toss a coin per chance and draw one token; the enumeration tests sum over the same chances and
 leftovers. Nothing is read back from the device.
@@ -29,7 +29,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bebop.core.distributions import Distributions, OneHot, as_distributions
+from bebop.core.distributions import Distributions, OneHot, as_distributions, widen
 from bebop.core.sampling import draw
 from bebop.core.streams import Purpose, UniformSource, as_source
 
@@ -123,20 +123,19 @@ def block_chances(round_: Round) -> Chances:
 
 
 def leftover(target_BV: Tensor, draft_BV: Tensor, scale_B: Tensor) -> Tensor:
-    """The law [B, V] of the token after the accepted prefix: (scale * p - q)+ normalised.
+    """Weights [B, V] of the token after the accepted prefix: (scale * p - q)+. Its law is these, normalised.
 
     Where nothing is left (p = q up to rounding, and yet a draft was refused) it is p: any law would do, since such a
     refusal is as likely as the rounding is large.
     """
-    excess_BV = (scale_B[:, None] * target_BV - draft_BV).clamp(min=0)
-    mass_B1 = excess_BV.sum(dim=-1, keepdim=True)
-    return torch.where(mass_B1 > 0, excess_BV / mass_B1, target_BV)
+    excess_BV = (scale_B[:, None] * target_BV).sub_(draft_BV).clamp_(min=0)
+    return torch.where(excess_BV.amax(dim=-1, keepdim=True) > 0, excess_BV, target_BV)
 
 
 def leftover_at(round_: Round, chances: Chances, num_accepted_B: Tensor) -> Tensor:
-    """The law [B, V] of the token that follows `num_accepted_B` accepted drafts."""
+    """Weights [B, V] of the token that follows `num_accepted_B` accepted drafts."""
     is_bonus_B = num_accepted_B >= round_.num_drafts_B
-    draft_BV = round_.draft.row(num_accepted_B).masked_fill(is_bonus_B[:, None], 0)
+    draft_BV = torch.where(is_bonus_B[:, None], 0, round_.draft.row(num_accepted_B))
     scale_B = chances.scale_BJ.gather(1, num_accepted_B[:, None]).squeeze(1)
     return leftover(round_.target.row(num_accepted_B), draft_BV, scale_B)
 
@@ -227,8 +226,13 @@ def coupled(
 
 
 def couple(probs_XV: Tensor, gumbel_XV: Tensor) -> Tensor:
-    """The token [X] that noise picks: argmax(log p + G). Its law is p; close distributions mostly agree on it."""
-    return (probs_XV.log() + gumbel_XV).argmax(dim=-1)
+    """The token [X] that noise picks: argmax(log p + G). Its law is p; close distributions mostly agree on it.
+
+    The logarithm of 0 is slow on CPUs, so p is held at or above the smallest normal number. Noise lies between -4 and
+    45 (`core.streams.gumbel`): it cannot lift log p = -87 above the likeliest token of any vocabulary under e^38.
+    """
+    probs_XV = widen(probs_XV)
+    return probs_XV.clamp(min=torch.finfo(probs_XV.dtype).tiny).log_().add_(gumbel_XV).argmax(dim=-1)
 
 
 # The rules that are called alike. `coupled` is no member: it takes noise in place of q and coins.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bebop.models.naming import EMBEDDING, LM_HEAD
+
 _CHUNK_ELEMENTS = 2**22
 
 
@@ -46,7 +48,7 @@ def fingerprint_of(backbone: PreTrainedModel, head: nn.Module | None) -> Fingerp
 def backbone_groups(backbone: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
     """The model's tensors split into `embedding`, `lm_head` and `backbone` (the rest), by parameter name."""
     state = backbone.state_dict()
-    embedding, lm_head = state.pop("model.embed_tokens.weight"), state.pop("lm_head.weight")
+    embedding, lm_head = state.pop(EMBEDDING), state.pop(LM_HEAD)
     return {"embedding": {"weight": embedding}, "lm_head": {"weight": lm_head}, "backbone": state}
 
 

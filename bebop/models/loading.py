@@ -26,10 +26,10 @@ from bebop.models.contracts import HeadContract, HeadOptions
 from bebop.models.fresh import initialise_head
 from bebop.models.head import MTPHead, head_config
 from bebop.models.names import resolve_name
-from bebop.models.naming import Slot, head_slot, stored_head_name
+from bebop.models.naming import EMBEDDING, LM_HEAD, Slot, head_slot, stored_head_name
 from bebop.models.record import Policy, build_head
 from bebop.models.shards import StoredTensor
-from bebop.models.spec import EMBEDDING, LM_HEAD, PolicySpec, check_backbone, read_spec, same_bytes, stored_dtype
+from bebop.models.spec import PolicySpec, check_backbone, read_spec, same_bytes, stored_dtype
 
 HeadChoice = Literal["auto", "fresh", "none"]
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def check_head(spec: PolicySpec) -> dict[str, Slot] | None:
     assert contract is not None
     if spec.promised_modules > 1:
         raise UserError(
-            f"{spec.directory} has {spec.promised_modules} MTP modules ({contract.count_key}); Bebop applies one module "
+            f"{spec.directory} has {spec.promised_modules} MTP modules ({contract.count_key}); Bebop applies one "
             "recurrently, so load it with head='fresh' or head='none'."
         )
     if checkpoint is None:

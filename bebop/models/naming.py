@@ -18,6 +18,8 @@ from torch import Tensor
 
 from bebop.models.contracts import HeadContract, HeadNames
 
+LM_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 _EXPERT = re.compile(r"(?P<block>.*mlp\.experts)\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj\.weight")
 _WRAPPER_PREFIX = "model.language_model."
 # The other towers of a multimodal checkpoint: carried along, never computed with.

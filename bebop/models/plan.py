@@ -11,9 +11,9 @@ from torch import Tensor
 from bebop.models.contracts import HeadContract
 from bebop.models.head import MTPHead
 from bebop.models.loading import shared_copies
-from bebop.models.naming import Slot, backbone_slot, head_slot, head_tensor_names
+from bebop.models.naming import EMBEDDING, LM_HEAD, Slot, backbone_slot, head_slot, head_tensor_names
 from bebop.models.shards import TORCH_DTYPES, PlannedTensor, StoredTensor
-from bebop.models.spec import EMBEDDING, LM_HEAD, PolicySpec, same_bytes
+from bebop.models.spec import PolicySpec, same_bytes
 
 Plan = dict[str, PlannedTensor]
 

@@ -89,7 +89,7 @@ class Policy:
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> BackboneState:
-        """The backbone without lm_head; `draft_input_BTH` is from the side of the final norm that the contract names."""
+        """The backbone without lm_head; `draft_input_BTH` is from the side of the final norm the contract names."""
         decoder = self.backbone.get_decoder()
         wants_pre_norm = self.contract is not None and self.contract.input_norm == "pre"
         norm = decoder.get_submodule("norm")

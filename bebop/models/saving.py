@@ -81,10 +81,11 @@ def _write_head_files(policy: Policy, spec: PolicySpec, out: Path) -> None:
             shutil.copytree(spec.directory / draft, out / draft)
         return
     contract = policy.head.contract
+    record = HeadRecord(contract=contract.name, options=contract.options, trained_on=policy.head_trained_on)
     if draft:
         write_draft(policy.head, spec, out / draft)
+        write_head_record(out / draft, record)
     announce_head(out, contract)
-    record = HeadRecord(contract=contract.name, options=contract.options, trained_on=policy.head_trained_on)
     write_head_record(out, record)
 
 

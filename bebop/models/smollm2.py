@@ -64,7 +64,6 @@ def convert(gguf: Path, path: Path) -> None:
 def _forget_quantisation(backbone: PreTrainedModel) -> None:
     """The weights are plain numbers now; left in place, these attributes make `save_pretrained` refuse."""
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if hasattr(backbone, attribute):
-            delattr(backbone, attribute)
+        vars(backbone).pop(attribute, None)
     if hasattr(backbone.config, "quantization_config"):
         delattr(backbone.config, "quantization_config")

@@ -15,11 +15,8 @@ from bebop.models.census import take_census
 from bebop.models.checkpoint import CONFIG_FILE, Checkpoint, read_json
 from bebop.models.contracts import HeadContract, HeadOptions, contract_for, foreign_contract
 from bebop.models.metadata import HeadRecord, read_head_record
-from bebop.models.naming import Slot, backbone_slot, is_passenger
+from bebop.models.naming import EMBEDDING, LM_HEAD, Slot, backbone_slot, is_passenger
 from bebop.models.shards import TORCH_DTYPES, StoredTensor
-
-LM_HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

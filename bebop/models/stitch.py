@@ -72,6 +72,7 @@ def stitch(base: Path, head: Path, out: Path, *, link: bool = False) -> StitchRe
         else:
             write_checkpoint(spec.checkpoint, {}, frozenset(), target, link=link)
             _write_draft(found, target / contract.subdirectory)
+            write_head_record(target / contract.subdirectory, found.record)
         announce_head(target, contract)
         write_head_record(target, found.record)
     return StitchReport(
@@ -85,6 +86,7 @@ def stitch(base: Path, head: Path, out: Path, *, link: bool = False) -> StitchRe
 def _find_head(path: Path, spec: PolicySpec, contract: HeadContract) -> _FoundHead:
     if not path.exists():
         raise UserError(f"There is no head at {path}; name a checkpoint, a draft directory or a safetensors file.")
+    record = read_head_record(path, contract) if path.is_dir() else None
     draft = path / (contract.subdirectory or "")
     directory = draft if draft.is_dir() else path if path.is_dir() else path.parent
     checkpoint = Checkpoint.open(directory) if path.is_dir() else _lone_file(path)
@@ -95,7 +97,6 @@ def _find_head(path: Path, spec: PolicySpec, contract: HeadContract) -> _FoundHe
     with torch.device("meta"):
         parameters = MTPHead(contract, config).state_dict()
     slots = head_census(checkpoint, prefix, contract, parameters)
-    record = read_head_record(path, contract) if path.is_dir() else None
     record = record or HeadRecord(contract=contract.name, options=contract.options)
     record = replace(record, options=contract.with_options(record.options).options)
     return _FoundHead(tensors={name: checkpoint.tensors[name] for name in slots}, directory=directory, record=record)

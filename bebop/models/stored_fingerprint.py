@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from bebop.models.fingerprint import Fingerprint, float32_chunks, group_digest
 from bebop.models.loading import check_head
-from bebop.models.naming import Slot
+from bebop.models.naming import EMBEDDING, LM_HEAD, Slot
 from bebop.models.shards import StoredTensor
-from bebop.models.spec import EMBEDDING, LM_HEAD, PolicySpec, check_backbone
+from bebop.models.spec import PolicySpec, check_backbone
 
 _PART_ORDER = ("gate", "up", "down")
 

@@ -118,7 +118,7 @@ def _is_small_exponent(node: ast.expr) -> bool:
 
 
 def is_same_number(reference: str, answer: str) -> bool:
-    """Whether ``answer`` writes the number ``reference`` in another way (``$1{,}000$``, ``x = 4``, ``\\frac{1}{2}`` for 0.5).
+    """Whether ``answer`` is the number ``reference`` in another notation (``$1{,}000$``, ``\\frac{1}{2}`` for 0.5).
 
     It must be one number, not an expression: the question restated has the right value, too. A fraction may stand for
     a decimal alone, since 8/2 may be what was asked. ``math-verify`` compares.

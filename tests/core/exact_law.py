@@ -110,7 +110,8 @@ def enumerate_round(
         num_accepted_C = rule.count(coins_CK)
         num_accepted = int(num_accepted_C[0])
         prefix_C = torch.arange(V**K) // V ** (K - num_accepted)
-        law_CV = prob_C[:, None] * leftover(round_, chances, num_accepted_C)
+        weights_CV = leftover(round_, chances, num_accepted_C)
+        law_CV = prob_C[:, None] * weights_CV / weights_CV.sum(dim=1, keepdim=True)
         ended[num_accepted + 1].view(-1, V).index_add_(0, prefix_C, law_CV)
         accepted += num_accepted * float(prob_C.sum())
     joint = ended[1]

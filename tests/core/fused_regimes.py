@@ -91,12 +91,14 @@ def one_hot_target() -> Batch:
 
 
 def no_overlap() -> Batch:
-    """Both are certain of different tokens at some depths: alpha underflows to exactly 0 there."""
-    batch = random_batch(scale=200.0, noise=0.02)
-    draft_NKH = batch.chains.draft_states_NKH.clone()
-    draft_NKH[::2, 1] *= -1
-    draft_NKH[1, 0] *= -1
-    return replace(batch, chains=replace(batch.chains, draft_states_NKH=draft_NKH))
+    """Two positions where the target is certain of one token and every draft of another: alpha is exactly 0 there."""
+    batch = random_batch()
+    target_PH = batch.chains.target_states_PH.clone()
+    target_PH[[2, 5]] *= 1000
+    certain_NK1 = torch.isin(batch.chains.positions_NK, torch.tensor([2, 5]))[..., None]
+    draft_NKH = batch.chains.draft_states_NKH.where(~certain_NK1, -target_PH[batch.chains.positions_NK])
+    chains = replace(batch.chains, target_states_PH=target_PH, draft_states_NKH=draft_NKH)
+    return replace(batch, chains=chains)
 
 
 def masked() -> Batch:
@@ -143,7 +145,7 @@ def value_and_gradient(loss: Loss, batch: Batch, objective: Objective) -> tuple[
     """The loss, and the gradient of the states under unequal upstream weights."""
     states_NKH = batch.chains.draft_states_NKH.clone().requires_grad_()
     result = loss(replace(batch.chains, draft_states_NKH=states_NKH), batch.head_weight_VH, objective, batch.mixture)
-    upstream_N = torch.linspace(0.5, 2, len(result.loss_N), dtype=result.loss_N.dtype)
+    upstream_N = torch.linspace(0.5, 2, len(result.loss_N)).to(result.loss_N)
     (gradient_NKH,) = torch.autograd.grad((result.loss_N * upstream_N).sum(), states_NKH)
     return result, gradient_NKH
 

@@ -162,6 +162,15 @@ def test_block_with_coins_keyed_by_token_is_biased() -> None:
 # Coupling: the tokens are a function of the target and the noise alone.
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_noise_never_picks_a_token_without_mass(dtype: torch.dtype) -> None:
+    probs_NV = torch.zeros(1000, 3000, dtype=dtype)
+    probs_NV[:, 1234] = 1
+    noise_NV = coupling_noise(torch.arange(1000), torch.zeros(1000, dtype=torch.int64), 3000)
+    noise_NV[:, 0], noise_NV[:, 1234] = 44.5, -3.7
+    assert (couple(probs_NV, noise_NV) == 1234).all()
+
+
 @pytest.mark.parametrize("K", [1, 2, 5])
 def test_coupled_tokens_are_the_same_for_any_number_of_drafts(K: int) -> None:
     assert torch.equal(generate(by_coupling, K, 2000), generate(by_coupling, 0, 2000))

@@ -173,7 +173,7 @@ def test_a_one_hot_that_is_never_written_out_is_the_one_that_is() -> None:
 def test_nothing_left_over_falls_back_to_the_target() -> None:
     law_BV = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     left_BV = leftover(law_BV, torch.tensor([[0.25, 0.75], [0.0, 1.0]]), torch.ones(2))
-    torch.testing.assert_close(left_BV, torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    torch.testing.assert_close(left_BV, torch.tensor([[0.25, 0.75], [0.5, 0.0]]))
 
 
 # Mutants: each is a mistake that a released engine has made, and enumeration must see it.

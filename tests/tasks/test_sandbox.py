@@ -2,7 +2,9 @@
 
 import os
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +13,8 @@ from bebop.tasks.sandbox import Ending, SandboxConfig, check_function, grade_fun
 from bebop.tasks.sandbox.grade import parse_replies, values_match
 from bebop.tasks.sandbox.jail import codec
 from bebop.tasks.sandbox.launch import CannotIsolate, launch
-from bebop.tasks.sandbox.probe import SandboxStatus
 from bebop.tasks.sandbox.run import must_isolate
+from bebop.tasks.sandbox.status import SandboxStatus
 
 CONFIG = SandboxConfig(wall_s=20.0, cpu_s=1)
 SUM_CASES = [([[1, 2, 3]], 6), ([[]], 0), ([[-1, 1]], 0)]
@@ -233,6 +235,10 @@ def check(candidate):
 
 
 class TestRefusal:
+    def test_machine_that_can_make_namespaces_keeps_all_doors_shut(self):
+        """Where the self-test runs but reaches something, the other tests here would be skipped."""
+        assert "self-test" not in probe().missing
+
     CANNOT = SandboxStatus(isolated=False, mechanism="", missing="unshare: Operation not permitted; allow it")
 
     def test_machine_that_cannot_isolate_refuses(self):
@@ -264,6 +270,27 @@ class TestRefusal:
         assert result.reason is Ending.CPU_LIMIT
         result = launch({"source": "x = bytearray(1 << 40)", **job}, config=CONFIG, isolated=False)
         assert result.reason is Ending.MEMORY_LIMIT
+
+    def test_unisolated_run_kills_the_children_it_leaves(self):
+        source = """
+            import os, time
+            child = os.fork()
+            if child == 0: time.sleep(1000)
+            print(child)
+        """
+        job = {"source": textwrap.dedent(source), "function": None, "stdin": ""}
+        child = int(launch(job, config=CONFIG, isolated=False).stdout)
+        deadline = time.monotonic() + 30
+        while _is_running(child):
+            assert time.monotonic() < deadline, "the child lives on"
+            time.sleep(0.01)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class TestValues:

@@ -38,7 +38,9 @@ class Rotary:
         self._like = torch.empty(0, dtype=dtype, device=device)
         rope_type = getattr(module, "rope_type", "default")
         if rope_type in ("dynamic", "longrope"):
-            raise UserError(f"rotary type {rope_type!r} changes with the length, which the embedded engine has no cache for")
+            raise UserError(
+                f"rotary type {rope_type!r} changes with the length, which the embedded engine has no cache for"
+            )
         self._cos_PD = self._sin_PD = torch.empty(0, 0, device=device)
 
     def reserve(self, num_positions: int) -> None:

@@ -114,6 +114,4 @@ class Drafter:
         num_keys = aligned(longest, self.cache.capacity)
         self.cache.begin(positions_BT, num_keys)
         mask = additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype)
-        return self.head(
-            hidden_BTH, self.policy.embed(tokens_BT), positions_BT, attention_mask=mask, cache=self.cache
-        )
+        return self.head(hidden_BTH, self.policy.embed(tokens_BT), positions_BT, attention_mask=mask, cache=self.cache)

@@ -68,7 +68,9 @@ class EmbeddedEngine:
         be loaded between two completions, or from another thread at any time: they take effect between rounds.
         """
         if self._streaming:
-            raise UserError("this engine is already streaming; exhaust or close the first stream, or make a second engine")
+            raise UserError(
+                "this engine is already streaming; exhaust or close the first stream, or make a second engine"
+            )
         self._streaming = True
         scheduler = Scheduler(requests, self.options.max_rows, self._make_row)
         try:
@@ -232,7 +234,9 @@ class EmbeddedEngine:
                 "shorten the prompt or raise max_context"
             )
         if not all(0 <= token < size for token in request.prompt_tokens):
-            raise UserError(f"request {request.id!r} has a prompt token outside the vocabulary of {size}; check the tokenizer")
+            raise UserError(
+                f"request {request.id!r} has a prompt token outside the vocabulary of {size}; check the tokenizer"
+            )
         if (request.num_draft_tokens or 0) > self.options.draft_limit:
             raise UserError(
                 f"request {request.id!r} asks for {request.num_draft_tokens} draft tokens and the engine allows "
@@ -249,7 +253,9 @@ class EmbeddedEngine:
         if self.options.draft_limit == 0:
             return None
         if self.policy.head is None:
-            raise UserError("this policy has no MTP head to draft with; set num_draft_tokens to 0 or load it with a head")
+            raise UserError(
+                "this policy has no MTP head to draft with; set num_draft_tokens to 0 or load it with a head"
+            )
         return Drafter(self.policy, self.policy.head, self.options.max_rows)
 
     def _reserve(self, num_positions: int) -> None:

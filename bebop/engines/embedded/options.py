@@ -50,7 +50,9 @@ class EmbeddedOptions:
         fixed = isinstance(self.num_draft_tokens, int)
         if not fixed and self.num_draft_tokens != "auto":
             raise UserError(f"num_draft_tokens is {self.num_draft_tokens!r}; give a number of tokens or 'auto'")
-        limits = {"max_draft_tokens": self.max_draft_tokens} | ({"num_draft_tokens": self.num_draft_tokens} if fixed else {})
+        limits = {"max_draft_tokens": self.max_draft_tokens} | (
+            {"num_draft_tokens": self.num_draft_tokens} if fixed else {}
+        )
         for name, value in limits.items():
             if not 0 <= int(value) <= MAX_DRAFT_TOKENS:
                 raise UserError(f"{name} is {value}; the engine drafts 0 to {MAX_DRAFT_TOKENS} tokens")

@@ -5,17 +5,25 @@ Legend: b rows, K draft tokens, J = K + 1, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from bebop.core.sampling import draw
 from bebop.core.streams import Purpose, RoundStreams, coupling_noise
-from bebop.core.verify import Verdict, block, coupled, rejection, target_only
+from bebop.core.verify import Verdict, block, couple, coupled, rejection, target_only
 from bebop.errors import UserError
 
-RatioVerify = Callable[[Tensor, Tensor, Tensor, RoundStreams], Verdict]
+RatioVerify = Callable[[Tensor, Tensor, Tensor, RoundStreams, Tensor | None], Verdict]
+
+
+class Drafts(NamedTuple):
+    """Drafted tokens, the distributions they were proposed from, and each row's K where rows differ."""
+
+    tokens_bK: Tensor
+    probs_bKV: Tensor
+    lengths_b: Tensor | None
 
 
 class Rule(Protocol):
@@ -25,11 +33,11 @@ class Rule(Protocol):
         """One draft token [b] from the draft distribution."""
         ...
 
-    def judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
+    def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
         """How many drafts stand, and the token after them."""
         ...
 
-    def overlap(self, draft_bK: Tensor, draft_bKV: Tensor, target_bKV: Tensor) -> Tensor:
+    def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
         """Mass [b, K] that the target shares with the distribution the draft was taken from."""
         ...
 
@@ -44,12 +52,11 @@ class RatioRule:
         index_b = torch.full_like(streams.position_B, depth)
         return draw(probs_bV, streams.uniform(Purpose.DRAFT, index_b))
 
-    def judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
-        return self.verify(draft_bK, draft_bKV, target_bJV, streams)
+    def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
+        return self.verify(drafts.tokens_bK, drafts.probs_bKV, target_bJV, streams, drafts.lengths_b)
 
-    def overlap(self, draft_bK: Tensor, draft_bKV: Tensor, target_bKV: Tensor) -> Tensor:
-        del draft_bK
-        return torch.minimum(draft_bKV, target_bKV).sum(-1)
+    def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
+        return torch.minimum(drafts.probs_bKV, target_bKV).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +67,11 @@ class TargetOnlyRule:
         del streams, depth
         return probs_bV.argmax(-1)
 
-    def judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
-        del draft_bKV
-        return target_only(draft_bK, None, target_bJV, streams)
+    def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
+        return target_only(drafts.tokens_bK, None, target_bJV, streams, drafts.lengths_b)
 
-    def overlap(self, draft_bK: Tensor, draft_bKV: Tensor, target_bKV: Tensor) -> Tensor:
-        del draft_bKV
-        return target_bKV.gather(2, draft_bK[..., None])[..., 0]
+    def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
+        return target_bKV.gather(2, drafts.tokens_bK[..., None])[..., 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +80,15 @@ class CouplingRule:
 
     def propose(self, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
         noise_bV = coupling_noise(streams.seed_B, streams.position_B + 1 + depth, probs_bV.shape[1])
-        return (probs_bV.log() + noise_bV).argmax(-1)
+        return couple(probs_bV, noise_bV)
 
-    def judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
-        del draft_bKV
+    def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
         steps_J = torch.arange(1, target_bJV.shape[1] + 1, device=target_bJV.device)
         noise_bJV = coupling_noise(streams.seed_B, streams.position_B[:, None] + steps_J, target_bJV.shape[2])
-        return coupled(draft_bK, target_bJV, noise_bJV)
+        return coupled(drafts.tokens_bK, target_bJV, noise_bJV, drafts.lengths_b)
 
-    def overlap(self, draft_bK: Tensor, draft_bKV: Tensor, target_bKV: Tensor) -> Tensor:
-        del draft_bK
-        return torch.minimum(draft_bKV, target_bKV).sum(-1)
+    def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
+        return torch.minimum(drafts.probs_bKV, target_bKV).sum(-1)
 
 
 _RULES: dict[str, Rule] = {

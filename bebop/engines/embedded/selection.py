@@ -15,11 +15,10 @@ from torch import Tensor
 
 from bebop.core.sampling import SamplingTensors, distribution, stack_sampling
 from bebop.core.streams import RoundStreams
-from bebop.core.verify import Verdict
 from bebop.engines.embedded.clock import Phase, PhaseClock
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.embedded.rows import Block, Row
-from bebop.engines.embedded.rules import Rule, rule_named
+from bebop.engines.embedded.rules import Drafts, rule_named
 from bebop.models.policy import Policy
 
 
@@ -73,6 +72,7 @@ class Selector:
         self._keeps = options.draft_memory // (4 * vocabulary * len(rows))
         self._position_B = self._seed_B
         self._num_drafts: list[int] = []
+        self._length_B: Tensor | None = None
         self._probs_KBV: list[Tensor] = []
         self._output_KBH: list[Tensor] = []
         self._draft_KB: list[Tensor] = []
@@ -90,6 +90,8 @@ class Selector:
     def begin(self, position_B: Tensor, num_drafts: list[int]) -> None:
         """A new round; row b's pending token is at ``position_B[b]`` and it drafts ``num_drafts[b]`` tokens."""
         self._position_B, self._num_drafts = position_B, num_drafts
+        uniform = min(num_drafts) == max(num_drafts)
+        self._length_B = None if uniform else torch.tensor(num_drafts, device=position_B.device)
         self._probs_KBV, self._output_KBH, self._draft_KB = [], [], []
 
     def choose(self, output_BH: Tensor, depth: int) -> Tensor:
@@ -113,7 +115,9 @@ class Selector:
 
     def verify(self, hidden_BJH: Tensor) -> Outcome:
         """Judge the drafts by the target's hidden states over the pending token and the drafts."""
-        draft_BK = torch.stack(self._draft_KB, dim=1) if self._draft_KB else self._position_B.new_empty(len(hidden_BJH), 0)
+        draft_BK = (
+            torch.stack(self._draft_KB, dim=1) if self._draft_KB else self._position_B.new_empty(len(hidden_BJH), 0)
+        )
         parts = [self._verify_chunk(hidden_BJH, draft_BK, chunk) for chunk in self._chunks]
         packed = _join(parts)
         return Outcome(num_accepted_B=packed[:, 0].long(), packed=packed, num_drafts=self._num_drafts)
@@ -125,7 +129,8 @@ class Selector:
         target_bJV = distribution(logits_bJV, chunk.sampling)
         draft_bKV = self._all_draft_probs(chunk, target_bJV)
         draft_bK = draft_BK[chunk.rows]
-        verdict = self._judge(draft_bK, draft_bKV, target_bJV, chunk)
+        lengths_b = self._length_B[chunk.rows] if self._length_B is not None else None
+        verdict = self._rule.judge(Drafts(draft_bK, draft_bKV, lengths_b), target_bJV, self._streams(chunk.rows))
         emitted_bJ = torch.cat([draft_bK, draft_bK.new_zeros(len(draft_bK), 1)], dim=1)
         # NaN logits can leave any index; such rows stop, and their tokens must still be in the vocabulary.
         next_b1 = verdict.next_token_B[:, None].clamp(0, target_bJV.shape[2] - 1)
@@ -137,30 +142,13 @@ class Selector:
             raw_bJ = logits_bJV.gather(2, emitted_bJ[..., None])[..., 0] - logits_bJV.logsumexp(-1)
         overlap_bK = logprob_bJ[:, :0]
         if self._options.measure_overlap and draft_bK.shape[1] > 0:
-            overlap_bK = self._rule.overlap(draft_bK, draft_bKV, target_bJV[:, :-1])
+            overlap_bK = self._rule.overlap(Drafts(draft_bK, draft_bKV, lengths_b), target_bJV[:, :-1])
         kept_bJ = torch.arange(emitted_bJ.shape[1], device=emitted_bJ.device) <= verdict.num_accepted_B[:, None]
         finite_b1 = (entropy_bJ.isfinite() | ~kept_bJ).all(dim=1, keepdim=True)
         columns = (verdict.num_accepted_B[:, None], finite_b1, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, overlap_bK)
         return torch.cat([column.double() for column in columns], dim=1)
 
-    def _judge(self, draft_bK: Tensor, draft_bKV: Tensor, target_bJV: Tensor, chunk: _Chunk) -> Verdict:
-        """The rule's verdict; rows that draft fewer tokens than others are judged on theirs alone."""
-        lengths = self._num_drafts[chunk.rows]
-        if min(lengths) == max(lengths):
-            return self._rule.judge(draft_bK, draft_bKV, target_bJV, self._streams(chunk.rows))
-        accepted_b, next_b = draft_bK.new_zeros(len(lengths)), draft_bK.new_zeros(len(lengths))
-        for length in sorted(set(lengths)):
-            places_n = torch.tensor([i for i, other in enumerate(lengths) if other == length], device=draft_bK.device)
-            verdict = self._rule.judge(
-                draft_bK[places_n, :length],
-                draft_bKV[places_n, :length],
-                target_bJV[places_n, : length + 1],
-                self._streams(places_n + chunk.start),
-            )
-            accepted_b[places_n], next_b[places_n] = verdict.num_accepted_B, verdict.next_token_B
-        return Verdict(num_accepted_B=accepted_b, next_token_B=next_b)
-
-    def _streams(self, rows: slice | Tensor) -> RoundStreams:
+    def _streams(self, rows: slice) -> RoundStreams:
         return RoundStreams(seed_B=self._seed_B[rows], position_B=self._position_B[rows])
 
     def _draft_probs(self, output_BH: Tensor, chunk: _Chunk) -> Tensor:

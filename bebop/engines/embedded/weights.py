@@ -20,7 +20,9 @@ def copy_weights(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
         own |= {HEAD_PREFIX + name: tensor for name, tensor in policy.head.state_dict().items()}
     for name, tensor in tensors.items():
         if name not in own:
-            raise UserError(f"the policy has no tensor {name!r}; name tensors as in its state_dict, the head's after 'head.'")
+            raise UserError(
+                f"the policy has no tensor {name!r}; name tensors as in its state_dict, the head's after 'head.'"
+            )
         if own[name].shape != tensor.shape:
             raise UserError(
                 f"tensor {name!r} has shape {tuple(tensor.shape)} and the policy's {tuple(own[name].shape)}; "

@@ -9,8 +9,8 @@ output.
 from bebop.tasks.sandbox.config import SandboxConfig
 from bebop.tasks.sandbox.grade import GradeResult, check_function, grade_function
 from bebop.tasks.sandbox.launch import CannotIsolate, Ending, SandboxResult
-from bebop.tasks.sandbox.probe import SandboxStatus, probe
 from bebop.tasks.sandbox.run import run_python
+from bebop.tasks.sandbox.status import SandboxStatus, probe
 
 __all__ = [
     "CannotIsolate",

@@ -7,7 +7,7 @@ from typing import Any
 
 from bebop.tasks.sandbox.config import SandboxConfig
 from bebop.tasks.sandbox.launch import CannotIsolate, SandboxResult, launch
-from bebop.tasks.sandbox.probe import SandboxStatus, probe
+from bebop.tasks.sandbox.status import SandboxStatus, probe
 
 
 def run_python(source: str, *, config: SandboxConfig, stdin: str = "") -> SandboxResult:

@@ -49,6 +49,7 @@ def _keep_only(files: dict[int, int]) -> None:
 
 
 def _scrub() -> None:
+    """Take away what tells where Bebop lives, and the LC_CTYPE that Python itself put into the empty environment."""
     os.environ.clear()
     sys.argv[:] = ["solution.py"]
     sys.orig_argv[:] = []

@@ -92,7 +92,7 @@ class Watch:
         return self.ends[pid]
 
     def _reap(self) -> None:
-        """Note every child that has ended; orphans are ours, too. Last words are in the pipes before the end is told."""
+        """Note every child that has ended; orphans are ours, too. Its last words are in the pipes by then."""
         os.read(self.wake_end, CHUNK)
         while True:
             try:

@@ -1,0 +1,107 @@
+"""`bebop train-mtp CONFIG`: train the MTP head on the policy's own rollouts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bebop.cli.devices import chosen_device, chosen_dtype
+from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
+from bebop.cli.progress import progress
+from bebop.errors import UserError
+from bebop.models.policy import Policy, load_policy, save_policy
+from bebop.runs import RunDirectory
+from bebop.training.collect import collected
+from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
+from bebop.training.mtp import MTPReport, TrainingData, train_mtp
+from bebop.training.mtp_config import TrainMTP
+from bebop.training.sample_files import read_samples
+from bebop.training.samples import Sample, epochs, usable
+
+
+def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
+    """Train a policy's MTP head so that rejection sampling accepts its drafts; the policy itself stays as it is.
+
+    The policy plays the tasks once to make the data, unless `data.file` is given. Interrupted, the same command goes on
+    from the last checkpoint of its run directory.
+
+    Example: bebop train-mtp configs/train-mtp-tiny.yaml loss.objective=kl steps=300
+    """
+    settings = resolve(TrainMTP, config, overrides, dry_run=dry_run)
+    check_output(settings.output)
+    policy = open_policy(settings)
+    run = open_run(settings)
+    samples = open_samples(settings, policy, run)
+    data = TrainingData(
+        samples=epochs(samples, settings.data.per_step, settings.data.seed),
+        hiddens=open_hiddens(settings, policy, samples, run),
+    )
+    with progress("train-mtp", settings.steps) as show:
+        train_mtp(settings, policy, data, run, lambda report: show(report.step, figures(report)))
+    save_policy(policy.with_head_trained_here(), settings.output)
+    print(f"the policy with the trained head is in {settings.output}")
+
+
+def open_policy(settings: TrainMTP) -> Policy:
+    device = chosen_device(settings.device)
+    dtype = chosen_dtype(settings.dtype, device)
+    policy = load_policy(settings.policy, dtype=dtype, device=device, head=settings.head)
+    if policy.head is None:
+        raise UserError(f"the policy {settings.policy} has no MTP head; set head=fresh to start a new one")
+    return policy
+
+
+def open_samples(settings: TrainMTP, policy: Policy, run: RunDirectory) -> list[Sample]:
+    """The data set: the file's rows, or the policy's own rollouts."""
+    data = settings.data
+    if data.file is not None:
+        found, origin = read_samples(data.file, policy.tokenizer), str(data.file)
+    else:
+        with progress("rollouts", data.collect.num_episodes) as show:
+            found = collected(policy, data.collect, data.temperature, run.path / "rollouts.jsonl", show)
+        origin = "the collection"
+    return usable(found, policy.config.vocab_size, data.max_tokens, origin)
+
+
+def open_hiddens(settings: TrainMTP, policy: Policy, samples: list[Sample], run: RunDirectory) -> HiddenSource:
+    data = settings.data
+    if data.hidden == "recompute":
+        return recomputed(policy)
+    with progress("hidden states", sum(one.num_tokens for one in samples)) as show:
+        if data.hidden == "memory":
+            return in_memory(policy, samples, data.micro_batch_tokens, lambda done, _: show(done, "tokens"))
+        return on_disk(
+            policy, samples, data.micro_batch_tokens, run.path / "hidden", lambda done, _: show(done, "tokens")
+        )
+
+
+def open_run(settings: TrainMTP) -> RunDirectory:
+    """The run directory: a new one, or the one to resume if it holds the same settings."""
+    if not settings.run.exists():
+        return RunDirectory.create(settings.run, settings, sys.argv, seed=settings.data.seed)
+    run = RunDirectory.open(settings.run)
+    if run.config(TrainMTP) != settings:
+        raise UserError(f"{settings.run} holds a run with other settings; name another run=DIRECTORY or delete it")
+    run.record_resumption(sys.argv, seed=settings.data.seed)
+    return run
+
+
+def check_output(path: Path) -> None:
+    """Before hours of work: whether the result can be written."""
+    if path.exists() and not (path / "config.json").is_file():
+        raise UserError(f"output {path} is there and no checkpoint; name another output=DIRECTORY or delete it")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        probe = path.absolute().parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}); name another output=DIRECTORY") from error
+
+
+def figures(report: MTPReport) -> str:
+    speed = report.num_tokens / report.seconds
+    overlaps = " ".join(f"{one.value:.3f}" for one in report.overlaps)
+    stage = "" if report.is_warm else "warm-up  "
+    length = 1 + report.accepted.value
+    return f"{stage}loss {report.loss.value:.4f}  overlap {overlaps}  length {length:.2f}  {speed:.0f} tokens/s"

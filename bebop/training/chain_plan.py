@@ -1,0 +1,98 @@
+"""Which chains of a batch are learned: anchors, and the depths of each that count.
+
+Depth k of the chain anchored at i reads tokens up to i + k and predicts token i + k + 1. It counts where all of these
+are in the row, the predicted token is the policy's own, and every shallower depth counts too.
+
+Shapes: B rows, T tokens, A anchors of the row that has most, K depths, N chains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bebop.training.transcripts import TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChainPlan:
+    """The chains of a batch. Rows with fewer anchors than A are filled up with anchors at 0 that are not real."""
+
+    tokens_BT: Tensor
+    anchors_BA: Tensor
+    """int64, increasing where real."""
+    is_real_BA: Tensor
+    depth_mask_BAK: Tensor
+    """bool; False everywhere where the anchor is not real."""
+
+    @property
+    def num_depths(self) -> int:
+        return self.depth_mask_BAK.shape[-1]
+
+    @property
+    def num_counted(self) -> int:
+        """(chain, depth) pairs that count."""
+        return int(self.depth_mask_BAK.sum())
+
+    def tokens_after(self, offset: int) -> Tensor:
+        """Token at ``anchor + offset`` [B, A]; the row's last position stands in for those beyond it."""
+        return self.tokens_BT.gather(1, (self.anchors_BA + offset).clamp(max=self.tokens_BT.shape[1] - 1))
+
+    @property
+    def labels_NK(self) -> Tensor:
+        """The token that each depth predicts."""
+        return torch.stack([self.tokens_after(depth + 1) for depth in self._depths], -1)[self.is_real_BA]
+
+    @property
+    def positions_NK(self) -> Tensor:
+        """Where the backbone says the law of that token, as a row of the flattened [B T]."""
+        num_rows, num_tokens = self.tokens_BT.shape
+        row_starts_B1 = torch.arange(num_rows, device=self.tokens_BT.device)[:, None] * num_tokens
+        at_depth = [row_starts_B1 + (self.anchors_BA + depth).clamp(max=num_tokens - 1) for depth in self._depths]
+        return torch.stack(at_depth, -1)[self.is_real_BA]
+
+    @property
+    def depth_mask_NK(self) -> Tensor:
+        return self.depth_mask_BAK[self.is_real_BA]
+
+    @property
+    def _depths(self) -> range:
+        return range(1, self.num_depths + 1)
+
+
+def plan_chains(batch: TokenBatch, num_depths: int) -> ChainPlan:
+    """Every chain with at least one depth that counts."""
+    num_rows, num_tokens = batch.tokens_BT.shape
+    # Padding is nobody's token, so the end of a row needs no care of its own.
+    is_target_BT = torch.nn.functional.pad(batch.is_target_BT, (0, num_depths + 1))
+    at_depth = [is_target_BT[:, depth + 1 : depth + 1 + num_tokens] for depth in range(1, num_depths + 1)]
+    counted_BTK = torch.stack(at_depth, -1).int().cumprod(-1).bool()
+    is_anchor_BT = counted_BTK[..., 0]
+    num_anchors = max(1, int(is_anchor_BT.sum(1).max()))
+    # A stable sort puts the anchors first and keeps their order.
+    anchors_BA = (~is_anchor_BT).to(torch.uint8).sort(dim=1, stable=True).indices[:, :num_anchors]
+    is_real_BA = is_anchor_BT.gather(1, anchors_BA)
+    anchors_BA = anchors_BA.where(is_real_BA, 0)
+    rows_B1 = torch.arange(num_rows, device=batch.tokens_BT.device)[:, None]
+    return ChainPlan(
+        tokens_BT=batch.tokens_BT,
+        anchors_BA=anchors_BA,
+        is_real_BA=is_real_BA,
+        depth_mask_BAK=counted_BTK[rows_B1, anchors_BA] & is_real_BA[..., None],
+    )
+
+
+def spread_to_every_position(plan: ChainPlan) -> ChainPlan:
+    """The same chains with an anchor at every position but the last; the added ones are not real."""
+    num_rows, num_tokens = plan.tokens_BT.shape
+    shape = (num_rows, num_tokens - 1)
+    is_real_BT = torch.zeros(shape, dtype=torch.bool, device=plan.tokens_BT.device)
+    mask_BTK = torch.zeros(*shape, plan.num_depths, dtype=torch.bool, device=plan.tokens_BT.device)
+    row_N, place_N = plan.is_real_BA.nonzero(as_tuple=True)
+    anchor_N = plan.anchors_BA[row_N, place_N]
+    is_real_BT[row_N, anchor_N] = True
+    mask_BTK[row_N, anchor_N] = plan.depth_mask_NK
+    everywhere_BT = torch.arange(num_tokens - 1, device=plan.tokens_BT.device).expand(shape)
+    return ChainPlan(tokens_BT=plan.tokens_BT, anchors_BA=everywhere_BT, is_real_BA=is_real_BT, depth_mask_BAK=mask_BTK)

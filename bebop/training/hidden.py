@@ -1,0 +1,118 @@
+"""The frozen backbone's hidden states of a batch: computed when asked for, or once for the whole data set.
+
+What is kept is one vector per token, the head's input; the target's law is rebuilt from it by the lm_head (and by the
+final norm, for heads that take the hidden before it). Numbers are kept as computed, so all three ways give the same
+up to the rounding that another padding brings.
+
+Shapes: B rows, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bebop.files import atomic_directory
+from bebop.models.policy import Policy
+from bebop.training.samples import Sample, by_length
+from bebop.training.transcripts import TokenBatch, pad
+
+SHARD_BATCHES = 16
+"""Forwards whose states go into one file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hiddens:
+    """One forward of the backbone."""
+
+    draft_input_BTH: Tensor
+    """What depth 1 of the head takes."""
+    target_BTH: Tensor
+    """What enters the lm_head; the same tensor for most heads."""
+
+
+HiddenSource = Callable[[Sequence[Sample], TokenBatch], Hiddens]
+"""(samples, the same padded) -> their hidden states, on the policy's device."""
+ShowProgress = Callable[[int, int], None]
+"""(tokens done, tokens in all) -> None"""
+
+
+def recomputed(policy: Policy) -> HiddenSource:
+    """The backbone runs in every step."""
+
+    def of_batch(samples: Sequence[Sample], batch: TokenBatch) -> Hiddens:
+        del samples
+        with torch.no_grad():
+            state = policy.run_backbone(batch.tokens_BT)
+        return Hiddens(draft_input_BTH=state.draft_input_BTH, target_BTH=state.hidden_BTH)
+
+    return of_batch
+
+
+def in_memory(policy: Policy, samples: Sequence[Sample], batch_tokens: int, show: ShowProgress) -> HiddenSource:
+    """The backbone runs once over all samples."""
+    kept: dict[str, Tensor] = {}
+    for states in forwards(policy, samples, batch_tokens, show):
+        kept |= states
+    return from_store(policy, kept.__getitem__)
+
+
+def on_disk(
+    policy: Policy, samples: Sequence[Sample], batch_tokens: int, directory: Path, show: ShowProgress
+) -> HiddenSource:
+    """The backbone runs once over all samples, into safetensors files under ``directory``, unless they are there."""
+    if not directory.exists():
+        with atomic_directory(directory) as part:
+            write_shards(forwards(policy, samples, batch_tokens, show), part)
+    shards = [safe_open(path, "pt") for path in sorted(directory.glob("*.safetensors"))]
+    place = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    return from_store(policy, lambda name: place[name].get_tensor(name))
+
+
+def write_shards(states: Iterator[dict[str, Tensor]], directory: Path) -> None:
+    shard: dict[str, Tensor] = {}
+    for number, batch in enumerate(states, start=1):
+        shard |= batch
+        if number % SHARD_BATCHES == 0:
+            save_file(shard, directory / f"hidden-{number:06d}.safetensors")
+            shard = {}
+    if shard:
+        save_file(shard, directory / "hidden-last.safetensors")
+
+
+def forwards(
+    policy: Policy, samples: Sequence[Sample], batch_tokens: int, show: ShowProgress
+) -> Iterator[dict[str, Tensor]]:
+    """Sample id -> [T, H] on the CPU, forward by forward; always cut alike, so that a resumed run sees the same bits."""
+    total, done = sum(one.num_tokens for one in samples), 0
+    for group in by_length(samples, batch_tokens):
+        batch = pad([one.transcript for one in group])
+        with torch.no_grad():
+            states_BTH = policy.run_backbone(batch.tokens_BT.to(policy.device)).draft_input_BTH.cpu()
+        yield {one.id: states_BTH[row, : one.num_tokens].clone() for row, one in enumerate(group)}
+        done += sum(one.num_tokens for one in group)
+        show(done, total)
+
+
+def from_store(policy: Policy, read: Callable[[str], Tensor]) -> HiddenSource:
+    """Hidden states out of a store that knows them by sample id, padded with zeros."""
+    takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
+    norm = policy.backbone.get_decoder().get_submodule("norm")
+
+    def of_batch(samples: Sequence[Sample], batch: TokenBatch) -> Hiddens:
+        shape = (*batch.tokens_BT.shape, policy.config.hidden_size)
+        states_BTH = torch.zeros(shape, dtype=policy.dtype)
+        for row, one in enumerate(samples):
+            states_BTH[row, : one.num_tokens] = read(one.id)[: one.num_tokens]
+        states_BTH = states_BTH.to(policy.device)
+        with torch.no_grad():
+            target_BTH = norm(states_BTH) if takes_pre_norm else states_BTH
+        return Hiddens(draft_input_BTH=states_BTH, target_BTH=target_BTH)
+
+    return of_batch

@@ -1,0 +1,143 @@
+"""Settings of the head's training (`bebop train-mtp`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bebop.config import ConfigModel
+from bebop.core.chains import TemperatureMixture
+from bebop.core.curriculum import Curriculum, LossTerm, WarmUp
+from bebop.core.sampling import MIN_TEMPERATURE
+from bebop.dashboards import DashboardConfig
+from bebop.training.optimiser import OptimiserConfig
+from bebop.training.sft import TaskChoice
+from bebop.training.unroll_attention import LAYOUTS
+
+
+class CollectConfig(ConfigModel):
+    """Completions that the policy samples itself, on the tasks' train splits."""
+
+    tasks: tuple[TaskChoice, ...] = (TaskChoice(name="math"), TaskChoice(name="code"), TaskChoice(name="agent"))
+    num_episodes: int = Field(default=1500, ge=1)
+    """Over all tasks, which take turns."""
+    max_turn_tokens: int = Field(default=256, ge=1)
+    rows: int = Field(default=32, ge=1)
+    """Episodes played at once."""
+    seed: int = 0
+    """Of the tasks' problems."""
+
+
+class DataConfig(ConfigModel):
+    """What the head learns from: tokens sampled by the policy at ``temperature``."""
+
+    collect: CollectConfig = CollectConfig()
+    file: Path | None = None
+    """Rows ``{"tokens": [...], "is_model": [...]}`` or chats ``{"messages": [...]}`` as JSONL, Parquet or a saved
+    `datasets` directory; takes the place of the collection."""
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE)
+    """The rollouts' temperature, at which target and draft are compared; the whole vocabulary, no truncation."""
+    max_tokens: int = Field(default=1024, ge=3)
+    """Longer sequences are cut off there."""
+    hidden: Literal["recompute", "memory", "disk"] = "memory"
+    """The backbone's hidden states: computed in every step, or once and kept in memory or in the run directory."""
+    per_step: int = Field(default=32, ge=1)
+    """Sequences per update."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens (with padding) that are unrolled at once; gradients of the parts add up to one update."""
+    seed: int = 0
+    """Of the order of the sequences."""
+
+
+class UnrollConfig(ConfigModel):
+    """How far and with which attention the head is applied to its own output."""
+
+    depths: int = Field(default=5, ge=1, le=16)
+    """K in training."""
+    deployed: int = Field(default=3, ge=1)
+    """K in use; metrics report the accept length for it."""
+    layout: str = "ttt"
+
+    @model_validator(mode="after")
+    def _check(self) -> UnrollConfig:
+        if self.depths < self.deployed:
+            raise ValueError(
+                f"depths is {self.depths} and deployed is {self.deployed}; train at least as deep as is drafted"
+            )
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout {self.layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+        return self
+
+
+class TermConfig(ConfigModel):
+    """One objective of a mixture."""
+
+    objective: str
+    weight: float = Field(default=1.0, ge=0)
+    decay: float = Field(default=1.0, gt=0, le=1)
+    """Depth k counts in proportion to decay^(k-1)."""
+
+    def term(self) -> LossTerm:
+        return LossTerm(objective=self.objective, weight=self.weight, decay=self.decay)
+
+
+class WarmUpConfig(ConfigModel):
+    """What trains first: an overlap loss has no gradient where nothing overlaps yet."""
+
+    objective: str = "kl"
+    until_overlap: float = Field(default=0.5, gt=0, lt=1)
+    """Mean overlap over all depths from which the main objective takes over, for good."""
+
+
+class LossConfig(ConfigModel):
+    """The objective and its schedule."""
+
+    objective: str = "e2e_tv"
+    extra: tuple[TermConfig, ...] = ()
+    """Objectives added to it, such as a decayed ``tv`` to feed the late depths of ``e2e_tv``."""
+    warm_up: WarmUpConfig | None = WarmUpConfig()
+    more_temperatures: tuple[float, ...] = ()
+    """Temperatures besides the rollouts' at which the same logits are compared, in equal shares."""
+    fused: bool = True
+    """False computes every logit at once: the slow reference."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        self.curriculum(1.0)
+        return self
+
+    def curriculum(self, temperature: float) -> Curriculum:
+        """The core's record of it; ValueError naming what is wrong."""
+        warm_up = self.warm_up
+        return Curriculum(
+            terms=(LossTerm(objective=self.objective), *(one.term() for one in self.extra)),
+            warm_up=warm_up
+            and WarmUp(terms=(LossTerm(objective=warm_up.objective),), until_overlap=warm_up.until_overlap),
+            mixture=TemperatureMixture(temperatures=(temperature, *self.more_temperatures)),
+        )
+
+
+class TrainMTP(ConfigModel):
+    """`bebop train-mtp`."""
+
+    policy: str
+    """Name or directory of the policy whose head is trained; everything but the head stays as it is."""
+    head: Literal["auto", "fresh"] = "auto"
+    """The checkpoint's own head, or a new one."""
+    output: Path
+    """Directory of the policy with the trained head."""
+    run: Path
+    """Run directory: rollouts, metrics, checkpoints, provenance."""
+    steps: int = Field(default=1000, ge=1)
+    data: DataConfig = DataConfig()
+    unroll: UnrollConfig = UnrollConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    dtype: str = "auto"
+    """What the matrix products run in: float32, bfloat16, or auto; the head's own weights and the loss are float32."""
+    device: str = "auto"
+    checkpoint_every: int = Field(default=200, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    dashboards: tuple[DashboardConfig, ...] = ()

@@ -1,0 +1,106 @@
+"""Token sequences and chats from files: JSONL, Parquet, or a directory that `datasets` saved.
+
+A row is ``{"tokens": [...], "is_model": [...]}``, which is taken as it is, or ``{"messages": [...]}``, which is
+tokenised as the tasks' chats are. An ``id`` is optional.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from bebop.errors import UserError
+from bebop.tasks.base import Message
+from bebop.tasks.chat import Transcript, transcript
+from bebop.training.samples import Sample
+
+SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "content": ...}]}'
+
+
+def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
+    """Every row of the file; UserError naming the row that is neither form."""
+    if not path.exists():
+        raise UserError(f"there is no file {path}; give a JSONL or Parquet file, or a directory saved by `datasets`")
+    rows = (
+        read_directory(path) if path.is_dir() else read_parquet(path) if path.suffix == ".parquet" else read_lines(path)
+    )
+    samples = [as_sample(row, where, tokenizer) for where, row in rows]
+    if len({one.id for one in samples}) < len(samples):
+        raise UserError(f"{path} has two rows with the same id; give each its own, or none")
+    return samples
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+
+
+def parse_line(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}); write one row a line, {SHAPE}") from error
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    require("pyarrow", path)
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowInvalid
+
+    try:
+        file = parquet.ParquetFile(path)
+    except ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file ({error}); write it again") from error
+    number = 0
+    for group in file.iter_batches():
+        for row in group.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", row
+
+
+def read_directory(path: Path) -> Iterator[tuple[str, Any]]:
+    require("datasets", path)
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not a data set that `datasets` saved; name such a directory, or a file") from error
+    if not isinstance(loaded, datasets.Dataset):
+        raise UserError(f"{path} holds several splits; name the directory of one, such as {path / 'train'}")
+    for number, row in enumerate(loaded, start=1):
+        yield f"{path}, row {number}", row
+
+
+def require(package: str, path: Path) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"reading {path} needs {package}; run `pip install 'bebop-rl[data]'` or give a JSONL file")
+
+
+def as_sample(row: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Sample:
+    if not isinstance(row, Mapping) or not ({"tokens", "is_model"} <= row.keys() or "messages" in row):
+        raise UserError(f"{where} is not a row to learn from; write {SHAPE}")
+    name = str(row.get("id", where))
+    if "messages" in row:
+        return Sample(id=name, transcript=tokenised(row["messages"], where, tokenizer))
+    tokens, is_model = row["tokens"], row["is_model"]
+    is_sound = isinstance(tokens, list) and isinstance(is_model, list) and all(isinstance(one, int) for one in tokens)
+    if not is_sound or len(tokens) != len(is_model):
+        raise UserError(f"{where}: tokens and is_model must be lists of one length, of token ids and of true or false")
+    return Sample(id=name, transcript=Transcript(tokens, [bool(one) for one in is_model]))
+
+
+def tokenised(messages: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Transcript:
+    if tokenizer is None:
+        raise UserError(f"{where} is a chat and the policy has no tokenizer; give rows with tokens and is_model")
+    try:
+        return transcript(tokenizer, [Message(role=one["role"], content=one["content"]) for one in messages])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} is not a chat; write {SHAPE}") from error
