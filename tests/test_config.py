@@ -64,6 +64,30 @@ def test_a_partial_section_keeps_the_other_values_of_its_default() -> None:
     assert Train().num_steps == 10
 
 
+class Inner(ConfigModel):
+    width: int = 1
+    depth: int = 1
+
+
+class Middle(ConfigModel):
+    inner: Inner = Inner()
+    width: int = 1
+
+
+class Outer(ConfigModel):
+    middle: Middle = Middle(inner=Inner(width=5))
+    last: Inner = Inner()
+
+
+def test_a_partial_section_within_a_section_does_so_too() -> None:
+    assert load_config(Outer, None, ["middle.inner.depth=2"]).middle.inner == Inner(width=5, depth=2)
+
+
+def test_of_two_keys_with_the_misplaced_name_the_first_is_meant() -> None:
+    with pytest.raises(UserError, match=r"did you mean middle\.inner\.depth\?"):
+        load_config(Outer, None, ["depth=2"])
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load_config(Root, write(tmp_path, "# nothing set\n")) == Root()
 

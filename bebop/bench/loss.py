@@ -4,7 +4,8 @@
 does not need (``plain_loss``, the reference for tests, computes every statistic and takes more memory).
 
 Memory is the peak of live tensor bytes beyond the inputs (the allocator's own count on a GPU, the profiler's on a CPU).
-Time is the median over rounds in which every candidate runs once, in turn, so that a slow moment hits all alike.
+Time is the median over rounds in which every candidate runs once, in turn, so that a slow moment hits all alike; on a
+CPU it is processor time (user + system, summed over threads), which other programs on the machine disturb least.
 
 Shapes: N chains, K draft depths, H hidden size, P target positions, V vocabulary.
 """
@@ -182,11 +183,13 @@ def _step(loss: MeanLoss, chains: DraftChains, weight_VH: Tensor) -> None:
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
+        start = time.perf_counter()
+        run()
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+        return time.perf_counter() - start
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bebop.cli.counting import ticker
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
 from bebop.cli.progress import progress
@@ -16,7 +17,7 @@ from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.sample_files import read_samples
-from bebop.training.samples import Sample, epochs, usable
+from bebop.training.samples import Sample, by_length, epochs, usable
 
 
 def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
@@ -67,12 +68,12 @@ def open_hiddens(settings: TrainMTP, policy: Policy, samples: list[Sample], run:
     data = settings.data
     if data.hidden == "recompute":
         return recomputed(policy)
-    with progress("hidden states", sum(one.num_tokens for one in samples)) as show:
+    batches = by_length(samples, data.micro_batch_tokens)
+    with progress("hidden states", len(batches)) as bar:
+        tick = ticker(bar, "batches")
         if data.hidden == "memory":
-            return in_memory(policy, samples, data.micro_batch_tokens, lambda done, _: show(done, "tokens"))
-        return on_disk(
-            policy, samples, data.micro_batch_tokens, run.path / "hidden", lambda done, _: show(done, "tokens")
-        )
+            return in_memory(policy, batches, tick)
+        return on_disk(policy, batches, run.path / "hidden", tick)
 
 
 def open_run(settings: TrainMTP) -> RunDirectory:

@@ -1,6 +1,8 @@
 """The head's loss on hidden states: its inputs and outputs, and the plain version that materialises every logit.
 
-``plain_loss`` is the reference; ``core.fused.fused_loss`` takes the same arguments and never holds [N K, V].
+``plain_loss`` is the reference; ``core.fused.fused_loss`` takes the same arguments and never holds [N K, V]. Logits are
+linear in the states, so a temperature that differs by request, or a draft temperature per depth, is a division of the
+states before either is called; ``TemperatureMixture`` compares one set of states at several temperatures.
 
 Shapes: N chains, K draft depths, H hidden size, P target positions, V vocabulary.
 """

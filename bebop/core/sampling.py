@@ -114,7 +114,7 @@ def stack_sampling(samplings: Sequence[Sampling], device: torch.device | str | N
     sampled = [sampling for sampling in samplings if not sampling.is_greedy]
     cut = [row for row, s in enumerate(samplings) if not s.is_greedy and (s.top_k > 0 or s.top_p < 1)]
     temperature = [1.0 if s.is_greedy else s.temperature for s in samplings]
-    log_min_p = [math.log(s.min_p) if s.min_p > 0 and not s.is_greedy else -math.inf for s in samplings]
+    log_min_p = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in samplings]
 
     def floats(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
@@ -151,12 +151,11 @@ def log_distribution(logits_XV: Tensor, sampling: Sampling | SamplingTensors) ->
 def restrict(logits_XV: Tensor, sampling: Sampling | SamplingTensors) -> Tensor:
     """Logits after temperature, -inf outside the support: what `distribution` takes the softmax of."""
     logits_XV = logits_XV if logits_XV.dtype == torch.float64 else logits_XV.float()
-    if isinstance(sampling, SamplingTensors):
-        return _restrict_rows(logits_XV.flatten(1, -2) if logits_XV.dim() > 2 else logits_XV[:, None], sampling).view(
-            logits_XV.shape
-        )
-    table = stack_sampling([sampling], logits_XV.device)
-    return _restrict_rows(logits_XV.reshape(1, -1, logits_XV.shape[-1]), table).view(logits_XV.shape)
+    is_stacked = isinstance(sampling, SamplingTensors)
+    table = sampling if is_stacked else stack_sampling([sampling], logits_XV.device)
+    num_rows, V = logits_XV.shape[0] if is_stacked else 1, logits_XV.shape[-1]
+    logits_BXV = logits_XV.reshape(num_rows, math.prod(logits_XV.shape[:-1]) // max(num_rows, 1), V)
+    return _restrict_rows(logits_BXV, table).reshape(logits_XV.shape)
 
 
 def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
@@ -166,9 +165,8 @@ def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
     of weight 0 is never returned, whatever the rounding, unless the whole row is 0. A NaN row gives some valid index.
     """
     # Two levels, blocks and then tokens of one block: the running sum is then short, and most of V is only added up.
-    V = weights_XV.shape[-1]
-    width = min(_BLOCK, V)
-    blocks_XMW = pad(weights_XV, (0, -V % width)).unflatten(-1, (-1, width))
+    width = min(_BLOCK, weights_XV.shape[-1])
+    blocks_XMW = pad(weights_XV, (0, -weights_XV.shape[-1] % width)).unflatten(-1, (-1, width))
     mass_XM = blocks_XMW.sum(dim=-1, dtype=torch.float64)
     cumulative_XM = mass_XM.cumsum(dim=-1)
     wanted_X1 = uniform_X.to(torch.float64)[..., None] * cumulative_XM[..., -1:]
@@ -176,13 +174,13 @@ def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
     wanted_X1 = wanted_X1 - (cumulative_XM - mass_XM).gather(-1, block_X1)
     weights_XW = blocks_XMW.take_along_dim(block_X1[..., None], dim=-2).squeeze(-2)
     token_X1 = _first_above(weights_XW.cumsum(dim=-1, dtype=torch.float64), weights_XW, wanted_X1)
-    return (block_X1 * width + token_X1).squeeze(-1).clamp(max=V - 1)
+    return (block_X1 * width + token_X1).squeeze(-1)
 
 
 def _first_above(cumulative_XM: Tensor, weights_XM: Tensor, wanted_X1: Tensor) -> Tensor:
     """The first index [X, 1] whose cumulative weight exceeds `wanted`; its own weight is positive if any weight is."""
     found_X1 = torch.searchsorted(cumulative_XM, wanted_X1, right=True).clamp(max=weights_XM.shape[-1] - 1)
-    # `uniform * total` may round up to the total, and a parallel scan need not be monotone to the last bit.
+    # A block's sum and its running sum differ in the last bit, and a parallel scan need not be monotone to that bit.
     is_possible_X1 = weights_XM.gather(-1, found_X1) > 0
     return torch.where(is_possible_X1, found_X1, weights_XM.argmax(dim=-1, keepdim=True))
 

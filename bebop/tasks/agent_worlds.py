@@ -30,9 +30,9 @@ class AgentConfig(ConfigModel):
 
     max_turns: int = 8
     """Turns of the policy before the episode ends with ``turn limit``."""
-    max_price: int = 40
+    max_price: int = 20
     min_items: int = 2
-    max_items: int = 3
+    max_items: int = 2
     show_tools: bool = True
     """Whether the chat opens with the description of the tools."""
 

@@ -25,7 +25,7 @@ class CodeConfig(ConfigModel):
     """Size of the generated problems, and how they are graded."""
 
     min_steps: int = 2
-    max_steps: int = 4
+    max_steps: int = 3
     num_cases: int = 6
     """Hidden tests of a problem."""
     sandbox: SandboxConfig = SandboxConfig()

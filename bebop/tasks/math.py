@@ -23,12 +23,12 @@ class MathConfig(ConfigModel):
     """Ranges of the generated problems."""
 
     min_steps: int = 2
-    max_steps: int = 4
-    max_start: int = 30
+    max_steps: int = 3
+    max_start: int = 20
     """Largest number a problem starts from."""
-    max_change: int = 20
+    max_change: int = 9
     """Largest number added or taken away in a step."""
-    max_value: int = 99
+    max_value: int = 60
     """No intermediate result passes this."""
 
 

@@ -10,12 +10,16 @@ from bebop.tasks.agent import AgentTask
 from bebop.tasks.agent_worlds import AgentConfig
 from bebop.tasks.base import Task
 from bebop.tasks.code import CodeConfig, CodeTask
+from bebop.tasks.humaneval import HumanEvalConfig, HumanEvalTask
 from bebop.tasks.math import MathConfig, MathTask
+from bebop.tasks.reasoning import ReasoningConfig, load_reasoning
 
 TASKS: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
     "math": lambda seed, options: MathTask(MathConfig.model_validate(options), seed),
     "code": lambda seed, options: CodeTask(CodeConfig.model_validate(options), seed),
     "agent": lambda seed, options: AgentTask(AgentConfig.model_validate(options), seed),
+    "humaneval": lambda seed, options: HumanEvalTask(HumanEvalConfig.model_validate(options)),
+    "reasoning": lambda seed, options: load_reasoning(ReasoningConfig.model_validate(options), seed),
 }
 
 

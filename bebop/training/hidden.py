@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bebop.files import atomic_directory
 from bebop.models.policy import Policy
-from bebop.training.samples import Sample, by_length
+from bebop.training.samples import Sample
 from bebop.training.transcripts import TokenBatch, pad
 
 SHARD_BATCHES = 16
@@ -39,8 +39,10 @@ class Hiddens:
 
 HiddenSource = Callable[[Sequence[Sample], TokenBatch], Hiddens]
 """(samples, the same padded) -> their hidden states, on the policy's device."""
-ShowProgress = Callable[[int, int], None]
-"""(tokens done, tokens in all) -> None"""
+Tick = Callable[[], None]
+"""Called after every forward."""
+Groups = Sequence[Sequence[Sample]]
+"""All samples, cut into forwards; always alike, so that a resumed run sees the same bits."""
 
 
 def recomputed(policy: Policy) -> HiddenSource:
@@ -55,21 +57,19 @@ def recomputed(policy: Policy) -> HiddenSource:
     return of_batch
 
 
-def in_memory(policy: Policy, samples: Sequence[Sample], batch_tokens: int, show: ShowProgress) -> HiddenSource:
+def in_memory(policy: Policy, groups: Groups, tick: Tick) -> HiddenSource:
     """The backbone runs once over all samples."""
     kept: dict[str, Tensor] = {}
-    for states in forwards(policy, samples, batch_tokens, show):
+    for states in forwards(policy, groups, tick):
         kept |= states
     return from_store(policy, kept.__getitem__)
 
 
-def on_disk(
-    policy: Policy, samples: Sequence[Sample], batch_tokens: int, directory: Path, show: ShowProgress
-) -> HiddenSource:
+def on_disk(policy: Policy, groups: Groups, directory: Path, tick: Tick) -> HiddenSource:
     """The backbone runs once over all samples, into safetensors files under ``directory``, unless they are there."""
     if not directory.exists():
         with atomic_directory(directory) as part:
-            write_shards(forwards(policy, samples, batch_tokens, show), part)
+            write_shards(forwards(policy, groups, tick), part)
     shards = [safe_open(path, "pt") for path in sorted(directory.glob("*.safetensors"))]
     place = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118  (safe_open is no mapping)
     return from_store(policy, lambda name: place[name].get_tensor(name))
@@ -86,18 +86,14 @@ def write_shards(states: Iterator[dict[str, Tensor]], directory: Path) -> None:
         save_file(shard, directory / "hidden-last.safetensors")
 
 
-def forwards(
-    policy: Policy, samples: Sequence[Sample], batch_tokens: int, show: ShowProgress
-) -> Iterator[dict[str, Tensor]]:
-    """Sample id -> [T, H] on the CPU, forward by forward; always cut alike, so that a resumed run sees the same bits."""
-    total, done = sum(one.num_tokens for one in samples), 0
-    for group in by_length(samples, batch_tokens):
+def forwards(policy: Policy, groups: Groups, tick: Tick) -> Iterator[dict[str, Tensor]]:
+    """Sample id -> [T, H] on the CPU, forward by forward."""
+    for group in groups:
         batch = pad([one.transcript for one in group])
         with torch.no_grad():
             states_BTH = policy.run_backbone(batch.tokens_BT.to(policy.device)).draft_input_BTH.cpu()
         yield {one.id: states_BTH[row, : one.num_tokens].clone() for row, one in enumerate(group)}
-        done += sum(one.num_tokens for one in group)
-        show(done, total)
+        tick()
 
 
 def from_store(policy: Policy, read: Callable[[str], Tensor]) -> HiddenSource:

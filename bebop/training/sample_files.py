@@ -67,7 +67,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 def read_directory(path: Path) -> Iterator[tuple[str, Any]]:
     require("datasets", path)
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
 
     try:
         loaded = datasets.load_from_disk(str(path))

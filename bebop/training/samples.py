@@ -72,7 +72,7 @@ def epochs(samples: Sequence[Sample], per_step: int, seed: int) -> SampleSource:
 
 
 def by_length(samples: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
-    """Groups of samples of like length, at most ``token_budget`` tokens each with padding, where one sample allows it."""
+    """Groups of samples of like length, at most ``token_budget`` tokens each with padding; a longer sample is alone."""
     groups: list[list[Sample]] = []
     group: list[Sample] = []
     for one in sorted(samples, key=lambda one: one.num_tokens):

@@ -22,7 +22,7 @@ from bebop.errors import UserError
 from bebop.models.policy import HeadChoice, Policy
 from bebop.runs import Mean, RunDirectory
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
-from bebop.training.optimiser import OptimiserConfig, adamw, learning_rate, update
+from bebop.training.optimiser import OptimiserConfig, learning_rate, open_optimiser, update
 from bebop.training.transcripts import TokenBatch, TranscriptSource, micro_batches
 
 # Shapes: B transcripts, T tokens, H hidden size, N tokens the policy is to write, V vocabulary.
@@ -90,7 +90,8 @@ def train_sft(
     config: TrainSFT, policy: Policy, source: TranscriptSource, run: RunDirectory, show: Callable[[StepReport], None]
 ) -> None:
     """Tune ``policy.backbone`` in place, resuming where the run's last checkpoint stands."""
-    trained = Trained(dict(policy.backbone.named_parameters()), adamw(policy.backbone.parameters(), config.optimiser))
+    parameters = dict(policy.backbone.named_parameters())
+    trained = Trained(parameters, open_optimiser(parameters.items(), config.optimiser))
     first = load_latest(run.checkpoints_path, trained)
     policy.backbone.train()
     with run.metrics_writer(keep_through=first) as metrics:

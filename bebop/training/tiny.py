@@ -1,20 +1,25 @@
-"""How the shipped `tiny` policy is made: a tokenizer from the tasks' transcripts, then random weights to be tuned.
+"""How the shipped `tiny` policy is made: a tokenizer from the tasks' transcripts, random weights, then training.
 
-`make tiny-policy` runs this, then `bebop train-sft configs/train-sft-tiny.yaml`, then the head's training.
+`make tiny-policy` runs the stages in turn: ``write_initial_policy``, `bebop train-sft`, `bebop train-mtp`, ``ship``.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
+from bebop.errors import UserError
 from bebop.files import atomic_directory
-from bebop.models.tiny import VOCAB_SIZE, tiny_config
+from bebop.models.tiny import VOCAB_SIZE, tiny_config, tiny_path
+from bebop.runs import RunDirectory
 from bebop.tasks.base import Split, Task
 from bebop.tasks.chat import TURN_END, TURN_START, render
 from bebop.tasks.registry import load_task
@@ -73,7 +78,30 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def ship(trained: Path, runs: Sequence[Path], target: Path) -> None:
+    """Copy a trained checkpoint to where the package ships it, with a record of the runs that made it."""
+    stages = [asdict(one) for run in runs for one in RunDirectory.open(run).provenance()]
+    record = {
+        "stages": stages,
+        "data": "demonstrations of math, code and agent (train split, seed 0); for the head, the policy's own rollouts",
+        "licence": "Apache-2.0",
+    }
+    with atomic_directory(target) as part:
+        shutil.copytree(trained, part, dirs_exist_ok=True)
+        (part / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main(words: Sequence[str]) -> None:
+    """``init DIRECTORY`` or ``ship DIRECTORY RUN...``"""
+    match words:
+        case ["init", directory]:
+            tasks = [load_task(name) for name in ("math", "code", "agent")]
+            write_initial_policy(Path(directory), tiny_config(), tasks, seed=0)
+        case ["ship", directory, *runs]:
+            ship(Path(directory), [Path(run) for run in runs], tiny_path())
+        case _:
+            raise UserError("write `init DIRECTORY` or `ship DIRECTORY RUN...`")
+
+
 if __name__ == "__main__":
-    write_initial_policy(
-        Path(sys.argv[1]), tiny_config(), [load_task(name) for name in ("math", "code", "agent")], seed=0
-    )
+    main(sys.argv[1:])

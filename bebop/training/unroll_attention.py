@@ -132,7 +132,7 @@ def causal(projected: Projected) -> Tensor:
 
 
 def merged(projected: Projected, base: Projected, own: list[Projected], anchors_BA: Tensor) -> Tensor:
-    """Softmax over the committed keys at or before the anchor and the chain's own keys, of which each is one per query."""
+    """Softmax over the committed keys up to the anchor and the chain's own, one per query and depth."""
     query_BGRAD = projected.query_BGRAD * projected.scale
     scores_BGRAT = query_BGRAD @ base.key_BGAD[:, :, None].transpose(-1, -2)
     later_BAT = torch.arange(scores_BGRAT.shape[-1], device=anchors_BA.device) > anchors_BA[..., None]

@@ -22,6 +22,7 @@ MIXED = [
     Sampling(),
     Sampling(temperature=0.6),
     Sampling(top_k=3),
+    Sampling(temperature=0.3, top_k=400),  # its tail is below the resolution of a sum of probabilities
     Sampling(top_p=0.8),
     Sampling(min_p=0.2),
     Sampling(temperature=1.4, top_k=50, top_p=0.9, min_p=0.05),
@@ -120,6 +121,9 @@ def test_a_nan_row_stays_nan_and_harms_no_other() -> None:
     torch.testing.assert_close(probs_BV[1::2].sum(dim=-1), torch.ones(len(MIXED)))
     tokens_B = draw(probs_BV, torch.full((len(MIXED) * 2,), 0.5))
     assert ((tokens_B >= 0) & (tokens_B < 300)).all()
+    probs_BV[1::2, 5] = math.nan
+    tokens_B = draw(probs_BV, torch.full((len(MIXED) * 2,), 0.5))
+    assert ((tokens_B >= 0) & (tokens_B < 300)).all()
 
 
 def test_half_precision_logits_give_float32_and_float64_stays() -> None:
@@ -205,6 +209,22 @@ def test_draw_inverts_the_cumulative_distribution(V: int) -> None:
     cumulative_NV = weights_NV.cumsum(dim=-1) / weights_NV.sum(dim=-1, keepdim=True)
     expected_N = (cumulative_NV <= uniform_N[:, None]).sum(dim=-1)
     assert torch.equal(draw(weights_NV, uniform_N), expected_N)
+
+
+def test_each_token_owns_an_interval_that_includes_its_lower_end() -> None:
+    weights_NV = torch.tensor([1.0, 0.0, 2.0, 1.0]).expand(5, 4)
+    uniform_N = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
+    assert draw(weights_NV, uniform_N).tolist() == [0, 2, 2, 3, 3]
+
+
+def test_draw_at_the_end_of_a_block_does_not_fall_off_it() -> None:
+    """The block's sum says the token is inside; its running sum, rounded otherwise, may say that it is past the end."""
+    weights_NV = torch.rand((2000, 512), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    weights_NV[:, 250:256] = 0
+    block_N, total_N = weights_NV[:, :256].sum(dim=-1), weights_NV.sum(dim=-1)
+    for ulps in range(4):
+        tokens_N1 = draw(weights_NV, block_N / total_N - ulps * 2**-53)[:, None]
+        assert (weights_NV.gather(1, tokens_N1) > 0).all()
 
 
 @pytest.mark.parametrize("V", [5, 700])

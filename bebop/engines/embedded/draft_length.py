@@ -11,6 +11,8 @@ _PROBE_EVERY = 32
 """One round in so many runs a neighbouring length, so that costs and acceptance stay current."""
 _FORGET = 0.98
 """Weight of the past in the acceptance counts, per round."""
+_PRIOR = 8.0
+"""Drafts that a depth is believed to do as well as the one before it; decides where a depth was not tried lately."""
 _COST_STEP = 0.15
 """Weight of the newest measurement of a cost."""
 _MIN_GAIN = 1.03
@@ -79,19 +81,20 @@ class AutoDraftLength:
         return best
 
     def observe(self, num_rows: int, num_drafts: int, seconds: float, accepted: Sequence[int]) -> None:
-        """Take in a round: its duration and every row's number of accepted drafts (rows that drafted ``num_drafts``)."""
+        """Take in a round: its duration, and how many of its ``num_drafts`` drafts each row accepted."""
         self.costs.observe(num_rows, num_drafts, seconds)
-        for depth in range(num_drafts):
-            reached = sum(count >= depth for count in accepted)
-            self._reached[depth] = self._reached[depth] * _FORGET + reached
-            self._accepted[depth] = self._accepted[depth] * _FORGET + sum(count > depth for count in accepted)
+        for depth in range(self._max_drafts):
+            self._reached[depth] *= _FORGET
+            self._accepted[depth] *= _FORGET
+            if depth < num_drafts:
+                self._reached[depth] += sum(count >= depth for count in accepted)
+                self._accepted[depth] += sum(count > depth for count in accepted)
 
     def expected_tokens(self, num_drafts: int) -> float:
         """1 plus the survival of each depth, from the running conditional acceptances."""
         total, survival, rate = 1.0, 1.0, 0.5
         for depth in range(num_drafts):
-            if self._reached[depth] > 0:
-                rate = self._accepted[depth] / self._reached[depth]
+            rate = (self._accepted[depth] + _PRIOR * rate) / (self._reached[depth] + _PRIOR)
             survival *= rate
             total += survival
         return total
@@ -111,7 +114,7 @@ def _bucket(num_rows: int) -> int:
 
 
 def _moved(old: float, seconds: float) -> float:
-    """The estimate after one more measurement. Delays from outside only ever add: a faster round moves it further than a
-    slower one, and an interrupted round counts as twice the estimate at most."""
+    """The estimate after one more measurement. Delays from outside only ever add: a faster round moves it further than
+    a slower one, and an interrupted round counts as twice the estimate at most."""
     step = 2 * _COST_STEP if seconds < old else _COST_STEP
     return old + step * (min(seconds, 2 * old) - old)

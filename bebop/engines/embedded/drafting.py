@@ -1,9 +1,9 @@
 """Drafting with the policy's MTP head, attention layout ``ttt`` (reference: formats, section 13).
 
-The head's cache holds, at every settled position i, the keys of (target hidden h_i, embedding of token i+1). Deeper drafts
-append provisional keys made from the head's own output; the next draft starts with a *rebuild* of the positions settled
-since, from the target's hidden states, which overwrites them. Hidden states wait in a small store per row until then, so
-rounds without drafts cost the head nothing and drafting can resume at any time.
+The head's cache holds, at every settled position i, the keys of (target hidden h_i, embedding of token i+1). Deeper
+drafts append provisional keys made from the head's own output; the next draft starts with a *rebuild* of the positions
+settled since, from the target's hidden states, which overwrites them. Hidden states wait in a small store per row until
+then, so rounds without drafts cost the head nothing and drafting can resume at any time.
 
 Legend: B rows, S slots, R rows of a prefill, T positions, W width of a rebuild, H hidden size, K draft tokens.
 """
@@ -31,8 +31,8 @@ ChooseToken = Callable[[Tensor, int], Tensor]
 class Waiting:
     """The settled positions of each row that the head has not seen; every row has at least one.
 
-    Row b has ``counts_B[b]`` of them, from ``first_B[b]`` on; ``tokens_BW`` are the tokens one after each. ``width`` is the
-    largest count and ``longest`` one more than the last position of any row.
+    Row b has ``counts_B[b]`` of them, from ``first_B[b]`` on; ``tokens_BW`` are the tokens one after each. ``width`` is
+    the largest count and ``longest`` one more than the last position of any row.
     """
 
     tokens_BW: Tensor

@@ -85,8 +85,8 @@ class EmbeddedEngine:
     def load_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into the policy; tokens sampled from now on carry ``version``.
 
-        Names are those of ``policy.backbone.state_dict()``, and of ``policy.head.state_dict()`` after "head.". What
-        is not named stays. Embedding and lm_head are one object for backbone and head, so the head's are always current.
+        Names are those of ``policy.backbone.state_dict()``, and of ``policy.head.state_dict()`` after "head.". What is
+        not named stays. The head has no embedding and lm_head of its own: it uses the backbone's, as they are.
         """
         with self._lock:
             copy_weights(self.policy, tensors)

@@ -45,7 +45,7 @@ class Prefiller:
         self._max_tokens = max_tokens
 
     def prefill(self, sequences: list[list[int]]) -> list[Prefilled]:
-        """Run every sequence but for its last token, which the first round takes; sequences of like length go together."""
+        """Run every sequence but for its last token, which the first round takes; like lengths go together."""
         done: list[Prefilled] = [Prefilled(batch=None, row=0)] * len(sequences)
         order = sorted((i for i in range(len(sequences)) if len(sequences[i]) > 1), key=lambda i: len(sequences[i]))
         while order:

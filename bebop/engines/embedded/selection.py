@@ -1,8 +1,8 @@
 """From hidden states to tokens: what is drafted, what stands, and what is recorded of it.
 
 Rows are handled in chunks that fit into ``verify_memory``. Draft distributions are kept from drafting to verification
-while they fit into ``draft_memory``; above it only the draft's hidden states are kept ([B, K, H], not [B, K, V]) and the same
-call on the same chunk computes the distributions again, so that what verifies is what was sampled from.
+while they fit into ``draft_memory``; above it only the draft's hidden states are kept ([B, K, H], not [B, K, V]), and
+the same call on the same chunk computes the distributions again, so that what verifies is what was sampled from.
 
 Legend: B rows, b rows of a chunk, K draft tokens, J = K + 1, H hidden size, V vocabulary.
 """

@@ -64,7 +64,7 @@ def check_function(
     The tests run in the sandbox, too, in a process of their own that the solution can neither read nor trace; each call
     crosses as data. ``prelude`` is the task's source of helpers that the tests call.
     """
-    tests = {"prelude": prelude, "program": test_program}
+    tests = {"prelude": prelude, "program": test_program, "function": function_name}
     result = run_job({"source": source, "function": function_name, "calls": None}, config=config, secrets=[tests])
     reason = {"ok": "passed", "wrong exit": "wrong answer"}.get(result.reason, str(result.reason))
     return GradeResult(num_passed=int(result.ok), num_cases=1, reason=reason, detail=result.stderr[-500:])

@@ -42,10 +42,11 @@ def answer_calls(source: str, function: str, calls: list[str] | None) -> None:
     os._exit(0)  # without waiting for the solution's threads and exit handlers
 
 
-def run_tests(prelude: str, program: str) -> None:
+def run_tests(prelude: str, program: str, function: str) -> None:
     """Run ``prelude`` and ``program``, which defines ``check(candidate)``; exit 0 if the check passes.
 
-    What ``prelude`` defines (helpers that the tests call) comes from the task, never from the model.
+    What ``prelude`` defines (helpers that the tests call) comes from the task, never from the model; ``function``, by
+    which some tests call the candidate, is the candidate.
     """
     questions, replies = open(QUESTIONS_FD, "w", closefd=False), open(REPLIES_FD, closefd=False)  # noqa: SIM115
 
@@ -59,6 +60,7 @@ def run_tests(prelude: str, program: str) -> None:
 
     try:
         namespace = _execute(f"{prelude}\n{program}", "test.py")
+        namespace[function] = candidate
         namespace["check"](candidate)
     except BaseException as error:
         os._exit(_reported(error))

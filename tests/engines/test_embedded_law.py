@@ -1,0 +1,182 @@
+"""The law of whole completions, from the whole engine with its own random streams, against exact enumeration.
+
+Drafts are adversarial (the head says the opposite of the backbone), settings and K are mixed within a batch, and
+stop tokens cut blocks. Chi-square tests on the whole completion (up to three tokens) and on the first two tokens; the
+mutants at the end must fail them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from scipy.stats import chi2
+from small_policies import full_logits, run, small_policy, with_echo_head
+from torch import Tensor
+
+from bebop.core import verify
+from bebop.core.sampling import Sampling, distribution, draw
+from bebop.core.streams import Purpose, RoundStreams
+from bebop.engines.base import Request
+from bebop.engines.embedded import rules
+from bebop.models.policy import Policy
+
+VOCABULARY = 8
+PROMPT = (3, 1, 4)
+STOP = 5
+MAX_TOKENS = 3
+SETTINGS = (
+    Sampling(temperature=0.3),
+    Sampling(temperature=1.4),
+    Sampling(top_k=4),
+    Sampling(temperature=1.2, top_p=0.7),
+    Sampling(min_p=0.2),
+    Sampling(temperature=0.8, top_k=6, top_p=0.9, min_p=0.02),
+    Sampling(temperature=0.0),
+)
+NUM_SAMPLES = 4000
+"""Per setting and rule: 7 settings x 4 rules x 4000 = 112,000 completions."""
+
+Tokens = tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return with_echo_head(small_policy("single", vocabulary=VOCABULARY, seed=5, spread=0.4), -1.0)
+
+
+@pytest.fixture(scope="module")
+def laws(policy: Policy) -> list[dict[Tokens, float]]:
+    """Of each setting: every completion and its probability."""
+    logits = {prefix: full_logits(policy, PROMPT + prefix)[-1] for prefix in prefixes()}
+    return [dict(enumerate_law(logits, sampling)) for sampling in SETTINGS]
+
+
+def prefixes() -> Iterator[Tokens]:
+    yield ()
+    yield from ((a,) for a in range(VOCABULARY))
+    yield from ((a, b) for a in range(VOCABULARY) for b in range(VOCABULARY))
+
+
+def enumerate_law(logits: dict[Tokens, Tensor], sampling: Sampling) -> Iterator[tuple[Tokens, float]]:
+    """Completions end at the stop token or at the last place."""
+    open_prefixes: list[tuple[Tokens, float]] = [((), 1.0)]
+    while open_prefixes:
+        prefix, mass = open_prefixes.pop()
+        for token, probability in enumerate(distribution(logits[prefix].double(), sampling).tolist()):
+            longer, joint = (*prefix, token), mass * probability
+            if joint == 0:
+                continue
+            if token == STOP or len(longer) == MAX_TOKENS:
+                yield longer, joint
+            else:
+                open_prefixes.append((longer, joint))
+
+
+def p_value(counts: Counter[Tokens], law: dict[Tokens, float]) -> float:
+    """Chi-square goodness of fit; cells that expect less than 5 are merged. 0 when something impossible was seen."""
+    total = counts.total()
+    if any(outcome not in law for outcome in counts):
+        return 0.0
+    rare = {outcome for outcome, mass in law.items() if mass * total < 5}
+    cells = [(counts[o], mass * total) for o, mass in law.items() if o not in rare]
+    if rare:
+        cells.append((sum(counts[o] for o in rare), max(sum(law[o] for o in rare) * total, 1e-9)))
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+    return float(chi2.sf(statistic, max(1, len(cells) - 1)))
+
+
+def first_two(law: dict[Tokens, float]) -> dict[Tokens, float]:
+    marginal: dict[Tokens, float] = {}
+    for outcome, mass in law.items():
+        marginal[outcome[:2]] = marginal.get(outcome[:2], 0.0) + mass
+    return marginal
+
+
+def worst_p_value(policy: Policy, laws: list[dict[Tokens, float]], rule: str) -> float:
+    """The smallest p-value over settings and both tests; K is 1, 2, 3 and 5 in turn."""
+    requests = [
+        Request(
+            id=str(i),
+            prompt_tokens=PROMPT,
+            max_tokens=MAX_TOKENS,
+            sampling=sampling,
+            seed=1000 + i,
+            num_draft_tokens=(1, 2, 3, 5)[i % 4],
+            stop_token_ids=(STOP,),
+            num_completions=NUM_SAMPLES,
+        )
+        for i, sampling in enumerate(SETTINGS)
+    ]
+    counts = [Counter[Tokens]() for _ in SETTINGS]
+    for done in run(policy, requests, rule=rule, max_rows=4096, num_draft_tokens=5):
+        counts[int(done.request_id)][done.tokens] += 1
+    both = ((counts, laws), ([first_two_counts(c) for c in counts], [first_two(law) for law in laws]))
+    return min(p_value(c, law) for seen, wanted in both for c, law in zip(seen, wanted, strict=True))
+
+
+def first_two_counts(counts: Counter[Tokens]) -> Counter[Tokens]:
+    marginal = Counter[Tokens]()
+    for outcome, count in counts.items():
+        marginal[outcome[:2]] += count
+    return marginal
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block", "target_only", "coupled"])
+def test_completions_follow_the_policys_law(policy: Policy, laws: list[dict[Tokens, float]], rule: str) -> None:
+    assert sum(laws[1].values()) == pytest.approx(1)
+    assert worst_p_value(policy, laws, rule) > 1e-4
+
+
+def shared_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft's uniform decides the leftover too."""
+    original = RoundStreams.uniform
+
+    def uniform(self: RoundStreams, purpose: Purpose, index_BX: Tensor) -> Tensor:
+        return original(self, Purpose.DRAFT if purpose is Purpose.LEFTOVER else purpose, index_BX)
+
+    monkeypatch.setattr(RoundStreams, "uniform", uniform)
+
+
+def wrong_bonus_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token after K accepted drafts is drawn from p_K, as the paper's Algorithm 3 is printed."""
+    original = rules.RatioRule.judge
+
+    def judge(self, drafts, target_bJV, streams):
+        shifted = torch.cat([target_bJV[:, :-1], target_bJV[:, -2:-1]], dim=1)
+        return original(self, drafts, shifted, streams)
+
+    monkeypatch.setattr(rules.RatioRule, "judge", judge)
+
+
+def residual_from_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rejection the whole of p is sampled, not p - q."""
+    monkeypatch.setattr(verify, "leftover", lambda target_BV, draft_BV, scale_B: target_BV)
+
+
+def another_draft_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are drawn from a sharper q than the one that verifies them."""
+
+    def propose(self: rules.RatioRule, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
+        return draw(probs_bV**1.5, streams.uniform(Purpose.DRAFT, torch.full_like(streams.position_B, depth)))
+
+    monkeypatch.setattr(rules.RatioRule, "propose", propose)
+
+
+def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round of a request tosses the same coins."""
+    original = RoundStreams.uniform
+
+    def uniform(self: RoundStreams, purpose: Purpose, index_BX: Tensor) -> Tensor:
+        fixed = RoundStreams(seed_B=self.seed_B, position_B=torch.zeros_like(self.position_B))
+        return original(fixed, purpose, index_BX)
+
+    monkeypatch.setattr(RoundStreams, "uniform", uniform)
+
+
+@pytest.mark.parametrize(
+    "mutate", [shared_noise, wrong_bonus_index, residual_from_target, another_draft_law, reused_coins]
+)
+def test_mutants_are_seen(policy: Policy, laws: list, mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    assert worst_p_value(policy, laws, "rejection") < 1e-9
