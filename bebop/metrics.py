@@ -1,7 +1,8 @@
 """Metrics as sums and counts, one JSON object per line.
 
 A line is ``{"step": 3, "time": 1e9, "name": value, ...}``; a ``Mean`` is kept as ``{"total": ..., "count": ...}``, so
-that whoever reads several lines adds them and divides once. Non-finite numbers are written as text, because JSON has none.
+that whoever reads several lines adds them and divides once. Non-finite numbers are
+written as text, because JSON has none.
 """
 
 import json

@@ -52,6 +52,12 @@ COMMANDS = (
         panel="Policies",
     ),
     Command(
+        name="train-mtp",
+        target="bebop.cli.train_mtp:command",
+        summary="Train a policy's MTP head so that its drafts are accepted.",
+        panel="Policies",
+    ),
+    Command(
         name="eval-policy",
         target="bebop.cli.eval_policy:command",
         summary="Measure a policy's reward and entropy on tasks.",

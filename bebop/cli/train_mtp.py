@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bebop.cli.counting import ticker
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
 from bebop.cli.progress import progress
+from bebop.cli.resuming import open_run
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
@@ -16,6 +16,7 @@ from bebop.training.collect import collected
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
+from bebop.training.plausibility import check_plausible
 from bebop.training.sample_files import read_samples
 from bebop.training.samples import Sample, by_length, epochs, usable
 
@@ -31,7 +32,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     settings = resolve(TrainMTP, config, overrides, dry_run=dry_run)
     check_output(settings.output)
     policy = open_policy(settings)
-    run = open_run(settings)
+    run = open_run(settings.run, settings, settings.data.seed)
     samples = open_samples(settings, policy, run)
     data = TrainingData(
         samples=epochs(samples, settings.data.per_step, settings.data.seed),
@@ -56,12 +57,13 @@ def open_samples(settings: TrainMTP, policy: Policy, run: RunDirectory) -> list[
     """The data set: the file's rows, or the policy's own rollouts."""
     data = settings.data
     if data.file is not None:
-        found, origin = read_samples(data.file, policy.tokenizer), str(data.file)
-    else:
-        with progress("rollouts", data.collect.num_episodes) as show:
-            found = collected(policy, data.collect, data.temperature, run.path / "rollouts.jsonl", show)
-        origin = "the collection"
-    return usable(found, policy.config.vocab_size, data.max_tokens, origin)
+        origin = str(data.file)
+        samples = usable(read_samples(data.file, policy.tokenizer), policy.config.vocab_size, data.max_tokens, origin)
+        check_plausible(policy, samples, origin)
+        return samples
+    with progress("rollouts", data.collect.num_episodes) as show:
+        found = collected(policy, data.collect, data.temperature, run.path / "rollouts.jsonl", show)
+    return usable(found, policy.config.vocab_size, data.max_tokens, "the collection")
 
 
 def open_hiddens(settings: TrainMTP, policy: Policy, samples: list[Sample], run: RunDirectory) -> HiddenSource:
@@ -74,17 +76,6 @@ def open_hiddens(settings: TrainMTP, policy: Policy, samples: list[Sample], run:
         if data.hidden == "memory":
             return in_memory(policy, batches, tick)
         return on_disk(policy, batches, run.path / "hidden", tick)
-
-
-def open_run(settings: TrainMTP) -> RunDirectory:
-    """The run directory: a new one, or the one to resume if it holds the same settings."""
-    if not settings.run.exists():
-        return RunDirectory.create(settings.run, settings, sys.argv, seed=settings.data.seed)
-    run = RunDirectory.open(settings.run)
-    if run.config(TrainMTP) != settings:
-        raise UserError(f"{settings.run} holds a run with other settings; name another run=DIRECTORY or delete it")
-    run.record_resumption(sys.argv, seed=settings.data.seed)
-    return run
 
 
 def check_output(path: Path) -> None:

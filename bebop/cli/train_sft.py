@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
 from bebop.cli.progress import progress
+from bebop.cli.resuming import open_run
 from bebop.errors import UserError
+from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
-from bebop.runs import RunDirectory
 from bebop.tasks.chat import check_chat_format
 from bebop.tasks.registry import load_task
 from bebop.training.sft import StepReport, TrainSFT, train_sft
@@ -27,11 +26,11 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     device = chosen_device(settings.device)
     policy = load_policy(settings.policy, dtype=chosen_dtype(settings.dtype, device), device=device, head=settings.head)
     source = open_source(settings, policy)
-    run = open_run(settings)
+    run = open_run(settings.run, settings, settings.data.seed)
     with progress("train-sft", settings.steps) as show:
         train_sft(settings, policy, source, run, lambda report: show(report.step, figures(report)))
-    save_policy(policy, settings.output)
-    print(f"the tuned policy is in {settings.output}")
+    save_policy(policy, output_path(settings.output))
+    print(f"the tuned policy is in {output_path(settings.output)}")
 
 
 def open_source(settings: TrainSFT, policy: Policy) -> TranscriptSource:
@@ -43,17 +42,6 @@ def open_source(settings: TrainSFT, policy: Policy) -> TranscriptSource:
         return file_transcripts(data.chats, tokenizer, data.per_step, data.max_tokens, data.seed)
     tasks = [load_task(one.name, data.seed, one.options) for one in data.tasks]
     return task_transcripts(tasks, tokenizer, data.per_step, data.max_tokens)
-
-
-def open_run(settings: TrainSFT) -> RunDirectory:
-    """The run directory: a new one, or the one to resume if it holds the same settings."""
-    if not settings.run.exists():
-        return RunDirectory.create(settings.run, settings, sys.argv, seed=settings.data.seed)
-    run = RunDirectory.open(settings.run)
-    if run.config(TrainSFT) != settings:
-        raise UserError(f"{settings.run} holds a run with other settings; name another run=DIRECTORY or delete it")
-    run.record_resumption(sys.argv, seed=settings.data.seed)
-    return run
 
 
 def figures(report: StepReport) -> str:

@@ -167,7 +167,8 @@ def _tiles(chains: DraftChains, weight_VH: Tensor, groups: tuple[_Group, ...], f
     counted_NK = chains.counted_NK
     start = 0
     while start < num_chains:
-        size = max(1, max_rows // (draft_copies * num_depths + 1))
+        # Consecutive anchors share positions: C chains see C + K - 1 of them. Where they do not, halve until it fits.
+        size = max(1, (max_rows - num_depths + 1) // (draft_copies * num_depths + 1))
         while True:
             tile = _gather(chains, counted_NK, slice(start, start + size))
             if size == 1 or draft_copies * len(tile.tokens_R) + len(tile.target_states_UH) <= max_rows:

@@ -61,3 +61,8 @@ def resolve_name(name_or_path: str | Path) -> Path:
         names = ", ".join(BUILT_IN)
         raise UserError(f"There is no policy {str(name_or_path)!r}; name a checkpoint directory or one of {names}.")
     return path
+
+
+def output_path(name_or_path: str | Path) -> Path:
+    """Where to write a policy of that name or path: `smollm2-sft` goes to the cache, where `load_policy` looks."""
+    return cache_dir() / "smollm2-sft" if str(name_or_path) == "smollm2-sft" else Path(name_or_path)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from bebop.models.names import cache_dir
@@ -25,11 +26,12 @@ def tiny_path() -> Path:
 
 
 def tiny_hybrid_path() -> Path:
-    """Directory of `tiny-hybrid`, made in the cache the first time: random weights from a fixed seed, tiny's tokenizer."""
+    """Directory of `tiny-hybrid`: random weights from a fixed seed, tiny's tokenizer; cached on first use."""
     path = cache_dir() / "tiny-hybrid"
     if not (path / "config.json").is_file():
         torch.manual_seed(0)
-        backbone = Qwen3_5ForCausalLM(tiny_hybrid_config()).to(torch.bfloat16)
+        backbone = Qwen3_5ForCausalLM(tiny_hybrid_config())
+        nn.Module.to(backbone, torch.bfloat16)
         save_policy(new_policy(backbone, AutoTokenizer.from_pretrained(tiny_path())), path)
     return path
 

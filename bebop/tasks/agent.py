@@ -1,7 +1,8 @@
 """Multi-turn tool use: look things up, calculate, inspect and edit a small file tree, run its check.
 
-The policy calls a tool by writing ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; the result comes back as a message of
-role ``tool``. Two kinds of problem: *prices* (look up, calculate, answer) and *files* (list, read, write, check).
+The policy calls a tool by writing ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; the result comes back
+as a message of role ``tool``. Two kinds of problem: *prices* (look up, calculate, answer) and *files* (list, read,
+write, check).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class AgentEpisode:
 class AgentTask:
     """Small worlds behind tools; reward 1 for the right final state and answer."""
 
-    config: AgentConfig = AgentConfig()
+    config: AgentConfig = field(default_factory=AgentConfig)
     seed: int = 0
     name: str = "agent"
     family: Family = "agent"

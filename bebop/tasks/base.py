@@ -1,8 +1,8 @@
 """What a task is: problems, episodes of one or more turns, and a reward with a named reason.
 
-Everything here is deterministic: a problem is a function of (task seed, split, index), a demonstration of (problem, seed), and an
-episode of the completions it is given. The two splits cannot overlap, because the split of a problem is decided by
-a hash of what the problem asks (``split_of``), never by its index.
+Everything here is deterministic: a problem is a function of (task seed, split, index), a demonstration of (problem,
+seed), and an episode of the completions it is given. The two splits cannot overlap, because the split of a problem is
+decided by a hash of what the problem asks (``split_of``), never by its index.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Problem:
     messages: tuple[Message, ...]
     """The opening of the chat, up to the policy's first turn."""
     facts: Mapping[str, Any]
-    """Whatever the task's grader and its demonstrations need. Never shown to the policy, never sent to another process: there a
-    problem is drawn again from (task, split, index)."""
+    """Whatever the task's grader and its demonstrations need. Never shown to the policy, never sent to another process:
+    there a problem is drawn again from (task, split, index)."""
 
     @property
     def id(self) -> str:

@@ -65,7 +65,7 @@ def check_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
     ours = "".join(map(render, messages)) + HEADER
     if theirs != ours:
         raise UserError(
-            f"the tokenizer's chat template renders {theirs!r} where the tasks write ChatML ({ours!r}); use a ChatML policy"
+            f"the tokenizer's chat template renders {theirs!r} where the tasks write {ours!r}; use a ChatML policy"
         )
 
 
@@ -75,3 +75,17 @@ def render(message: Message) -> str:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a turn, special tokens included."""
+    text = tokenizer.decode(list(tokens))
+    assert isinstance(text, str)
+    return text
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a turn of the policy."""
+    token = tokenizer.convert_tokens_to_ids(TURN_END)
+    assert isinstance(token, int)
+    return token

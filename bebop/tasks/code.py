@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bebop.config import ConfigModel
@@ -101,7 +101,7 @@ OPENERS = (
 class CodeTask:
     """Pipelines of small operations on a number, a list or a string; reward 1 if every hidden test passes."""
 
-    config: CodeConfig = CodeConfig()
+    config: CodeConfig = field(default_factory=CodeConfig)
     seed: int = 0
     name: str = "code"
     family: Family = "code"

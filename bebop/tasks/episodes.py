@@ -2,7 +2,7 @@
 
 ::
 
-    plans -> opening prompts -> engine.stream -> a turn ends -> episode.step -> outcome, or a longer prompt for the next turn
+    plans -> opening prompts -> engine.stream -> a turn ends -> episode.step -> outcome, or the next turn's prompt
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from bebop.core.sampling import Sampling
 from bebop.engines.base import Completion, DraftStats, Engine, Request, StopReason
 from bebop.tasks.base import Episode, Outcome, Problem, Task
-from bebop.tasks.chat import continue_prompt, open_prompt
+from bebop.tasks.chat import continue_prompt, decode, end_of_turn, open_prompt
 
 CUT_OFF = {
     StopReason.MAX_TOKENS: "turn too long",
@@ -42,7 +42,7 @@ class EpisodePlan:
 class EpisodeSettings:
     """How turns are sampled."""
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_turn_tokens: int = 256
     num_draft_tokens: int | None = None
     """None: the engine's own setting."""
@@ -99,7 +99,7 @@ class Attempt:
     given_tokens: tuple[int, ...]
     turns: list[RolloutTurn] = field(default_factory=list)
 
-    def request(self, settings: EpisodeSettings, end_of_turn: int) -> Request:
+    def request(self, settings: EpisodeSettings, stop_token: int) -> Request:
         """The next turn as the engine is to sample it."""
         turn = len(self.turns)
         name = f"{self.plan.problem.id}/{self.plan.seed}/{turn}"
@@ -111,7 +111,7 @@ class Attempt:
             sampling=settings.sampling,
             seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"),
             num_draft_tokens=settings.num_draft_tokens,
-            stop_token_ids=(end_of_turn,),
+            stop_token_ids=(stop_token,),
         )
 
     def take(self, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Outcome | None:
@@ -119,7 +119,7 @@ class Attempt:
         self.turns.append(RolloutTurn(given_tokens=self.given_tokens, completion=completion))
         if completion.stop_reason in CUT_OFF:
             return Outcome(reward=0.0, reason=CUT_OFF[completion.stop_reason])
-        turn = self.episode.step(tokenizer.decode(completion.tokens[:-1]))
+        turn = self.episode.step(decode(tokenizer, completion.tokens[:-1]))
         if turn.outcome is None:
             self.given_tokens = tuple(continue_prompt(tokenizer, turn.messages))
         return turn.outcome
@@ -134,7 +134,7 @@ def run_episodes(
     waiting = iter(plans)
 
     def next_turn(attempt: Attempt) -> None:
-        request = attempt.request(settings, tokenizer.eos_token_id)
+        request = attempt.request(settings, end_of_turn(tokenizer))
         playing[request.id] = attempt
         ready.append(request)
 

@@ -1,7 +1,7 @@
 """Generated word problems of two to four steps, with worked reasoning and a graded final answer.
 
-A demonstration is written in one of three manners: *worked* (one sentence a step), *equations* (one equation a step) or *direct* (one
-line for everything, hard for a small policy). A policy tuned on them has real choices of wording and of manner,
+A demonstration is written in one of three manners: *worked* (one sentence a step), *equations* (one equation a step) or
+*direct* (the result alone, hard for a small policy). A policy tuned on them has real choices of wording and of manner,
 and reinforcement learning has something to find: the manner it can compute in.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bebop.config import ConfigModel
 from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, draw_in_split, seeded
@@ -140,7 +140,7 @@ MANNERS = (worked, worked, equations, direct)
 class MathTask:
     """Word problems about one changing count; reward 1 for the right number after ``Answer:``."""
 
-    config: MathConfig = MathConfig()
+    config: MathConfig = field(default_factory=MathConfig)
     seed: int = 0
     name: str = "math"
     family: Family = "math"

@@ -28,7 +28,7 @@ from bebop.training.chain_plan import ChainPlan, plan_chains
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.hidden import Hiddens, HiddenSource
 from bebop.training.mtp_config import TrainMTP
-from bebop.training.optimiser import adamw, learning_rate, update
+from bebop.training.optimiser import learning_rate, open_optimiser, update
 from bebop.training.samples import Sample, SampleSource, by_length
 from bebop.training.transcripts import TokenBatch, pad
 from bebop.training.unroll import unroll
@@ -75,7 +75,7 @@ class MTPState:
     def __init__(self, policy: Policy, config: TrainMTP) -> None:
         assert policy.head is not None
         freeze_all_but_head(policy)
-        self.optimiser = adamw(policy.head.parameters(), config.optimiser)
+        self.optimiser = open_optimiser(policy.head.named_parameters(), config.optimiser)
         self._is_warm = nn.Parameter(torch.zeros(()), requires_grad=False)
         parameters = {f"head.{name}": one for name, one in policy.head.named_parameters() if one.requires_grad}
         self.trained = Trained({**parameters, "curriculum.is_warm": self._is_warm}, self.optimiser)

@@ -95,6 +95,7 @@ class LossConfig(ConfigModel):
     """The objective and its schedule."""
 
     objective: str = "e2e_tv"
+    """A name in ``bebop.core.objectives``. The weights of ``lk_lambda`` follow the overlap of each micro-batch."""
     extra: tuple[TermConfig, ...] = ()
     """Objectives added to it, such as a decayed ``tv`` to feed the late depths of ``e2e_tv``."""
     warm_up: WarmUpConfig | None = WarmUpConfig()

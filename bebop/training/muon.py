@@ -1,8 +1,9 @@
 """Muon: momentum whose update is orthogonalised, for matrices; AdamW for everything else.
 
-Source: K. Jordan, "Muon: an optimizer for hidden layers" (2024); update scale 0.2 sqrt(max(rows, columns)) as in arXiv
-2502.16982, so that AdamW's learning rates fit. PyTorch's own Muon orthogonalises in bfloat16, which a CPU without bfloat16
-matrix instructions emulates a hundred times slower than float32; this one stays in the parameters' own format.
+Source: K. Jordan, "Muon: an optimizer for hidden layers" (2024); the update's scale, 0.2 sqrt(max(rows, columns)), is
+that of arXiv 2502.16982, so that AdamW's learning rates fit. PyTorch's own Muon orthogonalises in bfloat16, which a
+CPU without bfloat16 matrix instructions emulates a hundred times slower than float32; this one keeps the parameters'
+format.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class TaskChoice(ConfigModel):
     """A task and its options."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class DataConfig(ConfigModel):
@@ -58,7 +58,7 @@ class TrainSFT(ConfigModel):
     head: HeadChoice = "auto"
     """The checkpoint's own head is kept as it is; ``fresh`` adds one, ``none`` leaves it away."""
     output: Path
-    """Directory of the tuned policy."""
+    """Directory of the tuned policy; the name smollm2-sft stands for its place in the cache."""
     run: Path
     """Run directory: metrics, checkpoints, provenance."""
     steps: int = Field(default=1000, ge=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from bebop.errors import UserError
@@ -40,9 +41,11 @@ def write_initial_policy(path: Path, config: Qwen3_5TextConfig, tasks: Sequence[
     """A checkpoint of random weights with a tokenizer trained on ``tasks``' transcripts."""
     tokenizer = train_tokenizer(demonstration_texts(tasks))
     torch.manual_seed(seed)
-    backbone = Qwen3_5ForCausalLM(config).to(torch.bfloat16)
-    backbone.config.eos_token_id = backbone.generation_config.eos_token_id = tokenizer.eos_token_id
-    backbone.generation_config.pad_token_id = backbone.config.pad_token_id = tokenizer.pad_token_id
+    backbone = Qwen3_5ForCausalLM(config)
+    nn.Module.to(backbone, torch.bfloat16)
+    end, padding = (tokenizer.convert_tokens_to_ids(name) for name in (TURN_END, SPECIAL[0]))
+    backbone.config.update({"eos_token_id": end, "pad_token_id": padding})
+    backbone.generation_config.update(eos_token_id=end, pad_token_id=padding)
     with atomic_directory(path) as part:
         backbone.save_pretrained(part)
         tokenizer.save_pretrained(part)

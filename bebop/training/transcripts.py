@@ -1,8 +1,9 @@
 """Where the transcripts of supervised training come from, and how they become batches.
 
-A source is a function of the step, so that a resumed run sees what an uninterrupted one would have seen. Transcripts of a step are
-sorted by length and cut into micro-batches of a token budget, padded on the right: with a causal backbone the padding
-changes nothing, no token sees another document, and recurrent (Gated DeltaNet) layers need no special care.
+A source is a function of the step, so that a resumed run sees what an uninterrupted one would have seen. Transcripts
+of a step are sorted by length and cut into micro-batches of a token budget, padded on the right: with a causal
+backbone the padding changes nothing, no token sees another document, and recurrent (Gated DeltaNet) layers need no
+special care.
 """
 
 from __future__ import annotations

@@ -136,6 +136,30 @@ def test_never_holds_the_logits_of_more_than_a_tile(name):
     assert fused.elements <= rows * 1001
 
 
+class CountingKernels(ChunkedKernels):
+    """Notes the most logit rows that were held at once: draft, target, and a second copy where groups share them."""
+
+    most = 0
+
+    def statistics(self, tile, inverse_temperature):
+        type(self).most = max(type(self).most, self.copies * len(tile.draft_RV) + len(tile.target_UV))
+        return super().statistics(tile, inverse_temperature)
+
+
+@pytest.mark.parametrize(("name", "copies"), [("e2e_tv", 1), ("lk_lambda", 2)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_bound_on_logits_counts_target_rows_and_copies(name, copies, shared):
+    batch = random_batch(num_chains=20)
+    if not shared:
+        positions_NK = torch.arange(60).view(20, 3)
+        target_PH = batch.chains.target_states_PH[positions_NK.flatten() % 23]
+        batch = replace(batch, chains=replace(batch.chains, positions_NK=positions_NK, target_states_PH=target_PH))
+    kernels = type("Kernels", (CountingKernels,), {"copies": copies})()
+    loss = partial(fused_loss, fusion=Fusion(logits_bytes=8 * 37 * 24, kernels=kernels))
+    check_against_plain(loss, batch, OBJECTIVES[name], torch.float64, 1e-10)
+    assert 12 <= kernels.most <= 24
+
+
 def forget_below_mass(monkeypatch):
     original = fused_rows.ChunkedKernels.statistics
 

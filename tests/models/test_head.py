@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from bebop.errors import UserError
 from bebop.models.contracts import GLM4_MOE, QWEN3_5, HeadOptions
-from bebop.models.policy import MTPHead, Policy, save_policy
+from bebop.models.policy import MTPHead, Policy, new_policy, save_policy
 
 LENGTH = 7
 QWEN_SIZES = Sizes(num_heads=4, head_dim=16, rotary_dim=8, rope_theta=1e4, eps=1e-6, num_experts_per_token=2)
@@ -192,8 +192,6 @@ def test_the_embedding_counts_for_nothing_at_position_zero_of_mimo_alone() -> No
 
 
 def test_a_fresh_head_starts_from_the_backbones_last_full_attention_layer() -> None:
-    from bebop.models.policy import new_policy
-
     policy = new_policy(make_policy("qwen3_5").backbone)
     layer = policy.backbone.get_submodule("model.layers.1").state_dict()
     assert all(torch.equal(layer[name], tensor) for name, tensor in head_of(policy).layer.state_dict().items())
@@ -201,3 +199,14 @@ def test_a_fresh_head_starts_from_the_backbones_last_full_attention_layer() -> N
     assert torch.equal(head_of(policy).output_norm.weight, policy.backbone.get_parameter("model.norm.weight"))
     hidden, embeds, positions = inputs()
     assert head_of(policy)(hidden, embeds, positions).output_BTH.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_fresh_eagle_head_starts_at_the_scale_the_lm_head_expects() -> None:
+    """No output norm: a backbone layer that writes a hundred times too much must not be where the head starts."""
+    backbone = make_policy("llama").backbone
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        backbone.get_submodule(f"model.layers.1.{name}").get_parameter("weight").mul_(100)
+    hidden, embeds, positions = inputs()
+    output = head_of(new_policy(backbone))(hidden, embeds, positions).output_BTH
+    assert (output - (hidden + embeds)).pow(2).mean() < 0.1 * (hidden + embeds).pow(2).mean()

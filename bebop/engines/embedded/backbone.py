@@ -3,18 +3,22 @@
 The decoder layers are transformers' own modules, called one by one: masks and rotary angles are made once per forward,
 and logits are left to the caller, who needs few of them.
 
-Legend: B rows, T tokens of a row, R rows of a prefill, H hidden size, P positions, D rotary size.
+Legend: B rows, T tokens of a row, R rows of a prefill, H hidden size, N = B T.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
 from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.cache import PrefillCache, SlotCache
 from bebop.engines.embedded.delta_net import DeltaNetCache, prefill_mix
+from bebop.engines.embedded.lean import Angles, LeanLayer, LeanNorm, can_be_lean, lean_norm
+from bebop.engines.embedded.rotary import Rotary
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 
@@ -30,44 +34,41 @@ class Hidden:
     draft_BTH: Tensor
 
 
-class Rotary:
-    """Cosines and sines by position, computed once per position instead of once per forward."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Window:
+    """What every layer of one forward shares."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        self._module = module
-        self._like = torch.empty(0, dtype=dtype, device=device)
-        rope_type = getattr(module, "rope_type", "default")
-        if rope_type in ("dynamic", "longrope"):
-            raise UserError(
-                f"rotary type {rope_type!r} changes with the length, which the embedded engine has no cache for"
-            )
-        self._cos_PD = self._sin_PD = torch.empty(0, 0, device=device)
-
-    def reserve(self, num_positions: int) -> None:
-        """Angles for positions 0..num_positions-1."""
-        if num_positions > self._cos_PD.shape[0]:
-            positions_1P = torch.arange(num_positions, device=self._like.device)[None]
-            cos, sin = self._module(self._like, positions_1P)
-            self._cos_PD, self._sin_PD = cos[0].contiguous(), sin[0].contiguous()
-
-    def __call__(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] cosines and sines."""
-        return self._cos_PD[positions_BT], self._sin_PD[positions_BT]
+    positions_BT: Tensor
+    angles: tuple[Tensor, Tensor]
+    lean_angles: Angles
+    mask: Tensor
 
 
 class Backbone:
     """Prefills, windows of new tokens, and the decision how many of a window's tokens stand."""
 
-    def __init__(self, policy: Policy, num_slots: int) -> None:
+    def __init__(self, policy: Policy, num_slots: int, *, lean: bool = True) -> None:
         self.policy = policy
         self.attention = SlotCache(num_slots)
         self.delta = DeltaNetCache(num_slots)
-        self._model = policy.backbone.model
+        self._model: Any = policy.backbone.get_decoder()
         self._layers = list(self._model.layers)
-        self._takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
-        self._rotary = Rotary(self._model.rotary_emb, policy.dtype, policy.device)
-        self._num_groups = policy.config.num_attention_heads // policy.config.num_key_value_heads
         _check_layers(self._layers, policy)
+        self._takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
+        self._num_groups = policy.config.num_attention_heads // policy.config.num_key_value_heads
+        head_dim = head_size(policy.config)
+        self._rotary = Rotary(self._model.rotary_emb, head_dim, policy.dtype, policy.device)
+        self._lean = [
+            LeanLayer(layer, index) if lean and _is_attention(layer) and can_be_lean(layer, policy.dtype) else None
+            for index, layer in enumerate(self._layers)
+        ]
+        self._norm = (lean_norm(self._model.norm, policy.dtype) if lean else None) or self._model.norm
+
+    def refresh(self) -> None:
+        """The policy's weights may have changed: take over what was copied of them."""
+        for part in (*self._lean, self._norm):
+            if isinstance(part, LeanLayer | LeanNorm):
+                part.refresh()
 
     @property
     def num_bytes(self) -> int:
@@ -85,10 +86,9 @@ class Backbone:
         self._rotary.reserve(tokens_RT.shape[1])
         positions_1T = torch.arange(tokens_RT.shape[1], device=tokens_RT.device)[None]
         hidden_RTH = self.policy.embed(tokens_RT)
-        angles = self._rotary(positions_1T)
+        angles = self._rotary.at(positions_1T)
         for index, layer in enumerate(self._layers):
-            mixer = getattr(layer, "linear_attn", None)
-            if mixer is None:
+            if _is_attention(layer):
                 hidden_RTH = layer(
                     hidden_RTH,
                     position_embeddings=angles,
@@ -97,7 +97,8 @@ class Backbone:
                     past_key_values=cache,
                 )
             else:
-                mixed_RTH = prefill_mix(mixer, index, layer.input_layernorm(hidden_RTH), lengths_R, cache)
+                normed_RTH = layer.input_layernorm(hidden_RTH)
+                mixed_RTH = prefill_mix(layer.linear_attn, index, normed_RTH, lengths_R, cache)
                 hidden_RTH = _feed_forward(layer, hidden_RTH + mixed_RTH)
         return self._hidden(hidden_RTH), cache
 
@@ -105,23 +106,32 @@ class Backbone:
         """Run T new tokens of slots 0..B-1 at their own positions; ``longest`` is one more than the last of them."""
         num_keys = aligned(longest, self.attention.capacity)
         self.attention.begin(positions_BT, num_keys)
-        mask = additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype)
-        angles = self._rotary(positions_BT)
+        window = _Window(
+            positions_BT=positions_BT,
+            angles=self._rotary.at(positions_BT),
+            lean_angles=self._rotary.lean_at(positions_BT),
+            mask=additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype),
+        )
         hidden_BTH = self.policy.embed(tokens_BT)
-        for index, layer in enumerate(self._layers):
-            mixer = getattr(layer, "linear_attn", None)
-            if mixer is None:
-                hidden_BTH = layer(
-                    hidden_BTH,
-                    position_embeddings=angles,
-                    attention_mask=mask,
-                    position_ids=positions_BT,
-                    past_key_values=self.attention,
-                )
-            else:
-                mixed_BTH = self.delta.mix(mixer, index, layer.input_layernorm(hidden_BTH))
-                hidden_BTH = _feed_forward(layer, hidden_BTH + mixed_BTH)
+        for index in range(len(self._layers)):
+            hidden_BTH = self._layer(index, hidden_BTH, window)
         return self._hidden(hidden_BTH)
+
+    def _layer(self, index: int, hidden_BTH: Tensor, window: _Window) -> Tensor:
+        layer, lean = self._layers[index], self._lean[index]
+        if lean is not None:
+            out_NH = lean(hidden_BTH.flatten(0, 1), window.lean_angles, window.mask, self.attention)
+            return out_NH.view(hidden_BTH.shape)
+        if _is_attention(layer):
+            return layer(
+                hidden_BTH,
+                position_embeddings=window.angles,
+                attention_mask=window.mask,
+                position_ids=window.positions_BT,
+                past_key_values=self.attention,
+            )
+        mixed_BTH = self.delta.mix(layer.linear_attn, index, layer.input_layernorm(hidden_BTH))
+        return _feed_forward(layer, hidden_BTH + mixed_BTH)
 
     def commit(self, num_kept_B: Tensor) -> None:
         """The first ``num_kept_B`` (1..T) tokens of the last window stand; recurrent states move to after them."""
@@ -143,7 +153,7 @@ class Backbone:
         self.delta.clear(slot)
 
     def _hidden(self, hidden_BTH: Tensor) -> Hidden:
-        output_BTH = self._model.norm(hidden_BTH)
+        output_BTH = self._norm(hidden_BTH)
         return Hidden(output_BTH=output_BTH, draft_BTH=hidden_BTH if self._takes_pre_norm else output_BTH)
 
 
@@ -152,9 +162,18 @@ def aligned(num_keys: int, capacity: int) -> int:
     return min(-(-num_keys // _KEY_MULTIPLE) * _KEY_MULTIPLE, capacity)
 
 
-def _feed_forward(layer: nn.Module, hidden_BTH: Tensor) -> Tensor:
+def head_size(config: PreTrainedConfig) -> int:
+    """D of a text config."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _is_attention(layer: nn.Module) -> bool:
+    return getattr(layer, "linear_attn", None) is None
+
+
+def _feed_forward(layer: Any, hidden_BTH: Tensor) -> Tensor:
     """The second half of a decoder layer."""
-    return hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))  # pyright: ignore[reportCallIssue]
+    return hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
 
 
 def _check_layers(layers: list[nn.Module], policy: Policy) -> None:

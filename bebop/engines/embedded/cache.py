@@ -1,7 +1,7 @@
 """Keys and values of rows that have different lengths.
 
 Legend: S slots (rows the engine can hold), B rows in use (always the first B slots), L positions a slot can hold,
-T new positions of a row, H key heads, D head size, R rows of a prefill.
+T new positions of a row, N = B T, H key heads, D head size, R rows of a prefill.
 """
 
 import torch
@@ -43,19 +43,22 @@ class SlotCache:
 
     def update(self, key_BHTD: Tensor, value_BHTD: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
         """Write the new positions; return views [B, H, num_keys, D] of the layer's keys and values."""
-        return self._write(self._keys, layer_idx, key_BHTD), self._write(self._values, layer_idx, value_BHTD)
+        return self.write(key_BHTD.transpose(1, 2).flatten(0, 1), value_BHTD.transpose(1, 2).flatten(0, 1), layer_idx)
 
-    def _write(self, stores: dict[int, Tensor], layer: int, new_BHTD: Tensor) -> Tensor:
-        store_SLHD = self._store(stores, layer, new_BHTD)
+    def write(self, key_NHD: Tensor, value_NHD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """``update`` for keys and values that come token by token, N = B T."""
+        return self._write(self._keys, layer, key_NHD), self._write(self._values, layer, value_NHD)
+
+    def _write(self, stores: dict[int, Tensor], layer: int, new_NHD: Tensor) -> Tensor:
+        store_SLHD = self._store(stores, layer, new_NHD)
         flat = store_SLHD.view(self.num_slots * self.capacity, *store_SLHD.shape[2:])
-        flat.index_copy_(0, self._flat_N, new_BHTD.transpose(1, 2).flatten(0, 1))
+        flat.index_copy_(0, self._flat_N, new_NHD)
         return store_SLHD[: self._num_rows, : self._num_keys].transpose(1, 2)
 
-    def _store(self, stores: dict[int, Tensor], layer: int, like_RHTD: Tensor) -> Tensor:
+    def _store(self, stores: dict[int, Tensor], layer: int, like_NHD: Tensor) -> Tensor:
         """The layer's store, allocated when its first keys show their shape."""
         if layer not in stores:
-            shape = (self.num_slots, self.capacity, like_RHTD.shape[1], like_RHTD.shape[3])
-            stores[layer] = allocate(shape, like_RHTD)
+            stores[layer] = allocate((self.num_slots, self.capacity, *like_NHD.shape[1:]), like_NHD)
         return stores[layer]
 
     def fill(self, slots: list[int], prefill: "PrefillCache", rows: list[int]) -> None:
@@ -63,7 +66,7 @@ class SlotCache:
         for layer, (key_RHTD, value_RHTD) in prefill.layers.items():
             num_new = key_RHTD.shape[2]
             for stores, new_RHTD in ((self._keys, key_RHTD), (self._values, value_RHTD)):
-                self._store(stores, layer, new_RHTD)[slots, :num_new] = new_RHTD[rows].transpose(1, 2)
+                self._store(stores, layer, new_RHTD[:, :, 0])[slots, :num_new] = new_RHTD[rows].transpose(1, 2)
 
     def reserve(self, num_positions: int) -> None:
         """Make room for ``num_positions`` per slot; UserError when memory runs out."""

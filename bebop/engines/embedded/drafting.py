@@ -17,6 +17,7 @@ from torch import Tensor
 from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.backbone import aligned
 from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
+from bebop.engines.embedded.lean_head import make_lean_head
 from bebop.models.head import HeadState, MTPHead
 from bebop.models.policy import Policy
 
@@ -45,13 +46,19 @@ class Waiting:
 class Drafter:
     """The head, its cache, and the hidden states that wait for it."""
 
-    def __init__(self, policy: Policy, head: MTPHead, num_slots: int) -> None:
+    def __init__(self, policy: Policy, head: MTPHead, num_slots: int, *, lean: bool = True) -> None:
         self.policy = policy
         self.head = head
         self.cache = SlotCache(num_slots)
         like = torch.empty(0, dtype=policy.dtype, device=policy.device)
         self._waiting_SWH = allocate((num_slots, STORE_WIDTH, policy.config.hidden_size), like)
+        self._lean = make_lean_head(head, policy.dtype, policy.device) if lean else None
         self._num_groups = head.config.num_attention_heads // head.config.num_key_value_heads
+
+    def refresh(self) -> None:
+        """The policy's weights may have changed: take over what was copied of them."""
+        if self._lean is not None:
+            self._lean.refresh()
 
     @property
     def num_bytes(self) -> int:
@@ -114,4 +121,7 @@ class Drafter:
         num_keys = aligned(longest, self.cache.capacity)
         self.cache.begin(positions_BT, num_keys)
         mask = additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype)
-        return self.head(hidden_BTH, self.policy.embed(tokens_BT), positions_BT, attention_mask=mask, cache=self.cache)
+        embeds_BTH = self.policy.embed(tokens_BT)
+        if self._lean is not None:
+            return self._lean(hidden_BTH, embeds_BTH, positions_BT, mask, self.cache)
+        return self.head(hidden_BTH, embeds_BTH, positions_BT, attention_mask=mask, cache=self.cache)

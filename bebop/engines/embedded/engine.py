@@ -43,7 +43,7 @@ class EmbeddedEngine:
         self.version = version
         self.clock = PhaseClock(policy.device, self.options.synchronise)
         self.max_context = self.options.max_context or policy.config.max_position_embeddings
-        self._backbone = Backbone(policy, self.options.max_rows)
+        self._backbone = self._make_backbone()
         self._drafter = self._make_drafter()
         self._prefiller = Prefiller(self._backbone, self._drafter, self.options.prefill_tokens)
         self._auto = AutoDraftLength(self.options.max_draft_tokens) if self.options.num_draft_tokens == "auto" else None
@@ -72,6 +72,7 @@ class EmbeddedEngine:
                 "this engine is already streaming; exhaust or close the first stream, or make a second engine"
             )
         self._streaming = True
+        self._take_weights()
         scheduler = Scheduler(requests, self.options.max_rows, self._make_row)
         try:
             while not scheduler.is_done:
@@ -90,6 +91,7 @@ class EmbeddedEngine:
         """
         with self._lock:
             copy_weights(self.policy, tensors)
+            self._take_weights()
             self.version = version
             self._stale = True
 
@@ -100,7 +102,7 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         """Free the caches; the policy stays as it is."""
-        self._backbone = Backbone(self.policy, self.options.max_rows)
+        self._backbone = self._make_backbone()
         self._drafter = self._make_drafter()
         self._prefiller = Prefiller(self._backbone, self._drafter, self.options.prefill_tokens)
         self._selector = None
@@ -214,6 +216,13 @@ class EmbeddedEngine:
         for (_, row), result in zip(live, prefilled, strict=True):
             row.num_waiting = result.num_waiting
 
+    @torch.inference_mode()
+    def _take_weights(self) -> None:
+        """Refresh what was derived from weights; when a stream starts too, for weights that were changed in place."""
+        self._backbone.refresh()
+        if self._drafter is not None:
+            self._drafter.refresh()
+
     def _make_row(self, request: Request, index: int) -> Row:
         self._check(request)
         return Row(
@@ -249,6 +258,9 @@ class EmbeddedEngine:
         assert self.policy.tokenizer is not None
         return str(self.policy.tokenizer.decode(tokens))
 
+    def _make_backbone(self) -> Backbone:
+        return Backbone(self.policy, self.options.max_rows, lean=self.options.lean)
+
     def _make_drafter(self) -> Drafter | None:
         if self.options.draft_limit == 0:
             return None
@@ -256,7 +268,7 @@ class EmbeddedEngine:
             raise UserError(
                 "this policy has no MTP head to draft with; set num_draft_tokens to 0 or load it with a head"
             )
-        return Drafter(self.policy, self.policy.head, self.options.max_rows)
+        return Drafter(self.policy, self.policy.head, self.options.max_rows, lean=self.options.lean)
 
     def _reserve(self, num_positions: int) -> None:
         """Room for the longest row, the drafts, and the padding of a rebuild."""

@@ -34,6 +34,8 @@ class EmbeddedOptions:
     """Bytes for the float32 distributions that are verified at a time; rows are verified in chunks that fit."""
     recompute_cache: bool = True
     measure_overlap: bool = True
+    lean: bool = True
+    """Decode by lean layers where there are any; False runs transformers' modules, the reference."""
     synchronise: bool = False
     """Wait for the accelerator at every phase, for a truthful time split; costs speed."""
 

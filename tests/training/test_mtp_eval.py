@@ -1,0 +1,127 @@
+"""Estimates along rollouts equal what rounds do: exactly over small vocabularies, and within noise of the engine.
+
+Shapes: N chains, K depths, V vocabulary.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen3_5ForCausalLM
+
+from bebop.core.sampling import Sampling
+from bebop.models.policy import new_policy
+from bebop.models.tiny import base_config, tiny_path
+from bebop.runs import Mean
+from bebop.tasks.base import Split
+from bebop.tasks.evaluation import plans
+from bebop.tasks.registry import load_task
+from bebop.training.acceptance_report import evaluate_task
+from bebop.training.bootstrap import figures
+from bebop.training.calibration import TEMPERATURES
+from bebop.training.mtp_eval import EvalSettings, starts_of_turns
+from bebop.training.teacher_forced import FATES, Laws, Questions, round_starts
+
+V, K = 4, 3
+
+
+def all_chains():
+    """Random laws after every prefix, as one chain per sequence of K tokens, and the target's chance of each."""
+    torch.manual_seed(5)
+    chains = list(itertools.product(range(V), repeat=K))
+    of_prefix = {
+        prefix: (torch.randn(2, V, dtype=torch.double) * 1.5).softmax(-1)
+        for length in range(K)
+        for prefix in itertools.product(range(V), repeat=length)
+    }
+    target_NKV, draft_NKV = (
+        torch.stack([torch.stack([of_prefix[chain[:k]][which] for k in range(K)]) for chain in chains])
+        for which in (0, 1)
+    )
+    laws = Laws(target_NKV=target_NKV, draft_NKV=draft_NKV, tokens_NK=torch.tensor(chains))
+    return laws, laws.target_token_NK.prod(-1)
+
+
+@pytest.mark.parametrize("rule", list(FATES))
+def test_a_rule_accepts_on_average_what_it_keeps_alive(rule):
+    """Over the target's own chains the two readings of "draft k is accepted" have one mean at every depth."""
+    laws, chance_N = all_chains()
+    fate = FATES[rule](laws)
+    assert fate.alive_NK.max() <= 1 + 1e-12 and (fate.alive_NK.diff(dim=-1) <= 1e-12).all()
+    torch.testing.assert_close(chance_N @ fate.accepted_NK, chance_N @ fate.alive_NK, atol=1e-12, rtol=0)
+
+
+def test_rejection_accepts_the_mass_that_the_laws_share():
+    laws, chance_N = all_chains()
+    shared_NK = torch.minimum(laws.target_token_NK, laws.draft_token_NK).cumprod(-1)
+    # Every prefix of length k occurs in V^(K-k) chains.
+    expected_K = torch.stack([shared_NK[:, k].sum() / V ** (K - 1 - k) for k in range(K)])
+    torch.testing.assert_close(chance_N @ FATES["rejection"](laws).accepted_NK, expected_K, atol=1e-12, rtol=0)
+    mean = {rule: (chance_N @ fate(laws).accepted_NK).sum() for rule, fate in FATES.items()}
+    assert mean["coupled"] < mean["rejection"] < mean["block"]
+
+
+def test_rounds_start_where_the_round_before_ended():
+    always, never = torch.ones(7, K), torch.zeros(7, K)
+    assert round_starts(always).tolist() == [1, 0, 0, 0, 1, 0, 0]
+    assert round_starts(never).tolist() == [1] * 7
+    torch.manual_seed(0)
+    alive_AK = torch.rand(5, 2).cumprod(-1)
+
+    def rounds(anchor, chance):
+        """Chances of every way to go on, one by one."""
+        if anchor >= 5:
+            return
+        found[anchor] += chance
+        first, second = alive_AK[anchor].tolist()
+        for accepted, probability in enumerate((1 - first, first - second, second)):
+            rounds(anchor + accepted + 1, chance * probability)
+
+    found = [0.0] * 5
+    rounds(0, 1.0)
+    assert round_starts(alive_AK).tolist() == pytest.approx(found, rel=1e-6)
+
+
+def test_every_turn_begins_a_round_of_its_own():
+    assert starts_of_turns([4, 5, 6, 9, 10], torch.ones(5, 3)).tolist() == [1, 0, 0, 1, 0]
+    assert len(starts_of_turns([], torch.ones(0, 3))) == 0
+
+
+def test_figures_are_sums_over_sums_with_an_interval_over_episodes():
+    tallies = [{"x": Mean(1.0, 1)}, {"x": Mean(30.0, 60)}, {"y": Mean(2.0, 4)}]
+    found = figures(tallies)
+    assert found["x"].value == pytest.approx(31 / 61) and found["y"].value == 0.5
+    assert found["x"].low == 0.5 and found["x"].high == 1.0
+    assert found["y"].low == found["y"].high == 0.5
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """A random policy sharp enough that drafts survive, and its fresh head."""
+    torch.manual_seed(0)
+    backbone = Qwen3_5ForCausalLM(base_config(["full_attention"] * 2)).float().eval()
+    with torch.no_grad():
+        backbone.get_output_embeddings().weight.mul_(12.0)
+    return new_policy(backbone, AutoTokenizer.from_pretrained(tiny_path()))
+
+
+def test_estimates_agree_with_what_the_engine_plays(policy):
+    questions = Questions(sampling=Sampling(), rules=list(FATES), draft_temperatures=TEMPERATURES)
+    settings = EvalSettings(questions=questions, num_drafts=3, rows=16, max_turn_tokens=32)
+    wanted = list(plans([load_task("math")], Split.HELDOUT, range(16)))
+    result = evaluate_task(policy, "math", wanted, settings, lambda: None)
+    assert result.num_episodes == 16
+    for rule in FATES:
+        played, promised = (result.figures[f"{rule}/{name}"] for name in ("emitted_per_round", "estimated_emitted"))
+        spread = math.hypot(played.high - played.low, promised.high - promised.low) / 4
+        assert played.value > 1.05, "drafts are accepted at all"
+        assert abs(played.value - promised.value) < 4 * spread + 0.01, rule
+        rate, length = (result.figures[f"{rule}/{name}"] for name in ("acceptance_rate", "accept_length"))
+        assert length.value == pytest.approx(1 + 3 * rate.value)
+        assert rate.low <= rate.value <= rate.high
+    assert result.draft_temperatures is not None and len(result.draft_temperatures) == 3
+    figures_of = result.figures
+    assert figures_of["calibrated/estimated_accept_length"].value > 1
+    assert 0 < figures_of["prefers_rejection@1"].value <= 1
+    assert 0 < figures_of["overlap@1"].value < 1 and figures_of["target_entropy"].value > 0
