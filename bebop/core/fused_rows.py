@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,13 +114,13 @@ class ChunkedKernels:
         for columns in self._columns(tile):
             target_log_UC = _log_probs(tile.target_UV[:, columns], inverse_temperature, target_lse_U)
             draft_log_RC = _log_probs(tile.draft_RV[:, columns], inverse_temperature, draft_lse_R)
-            target_RC = target_log_UC.exp()[tile.target_row_R]
+            target_RC = target_log_UC.exp().index_select(0, tile.target_row_R)
             draft_RC = draft_log_RC.exp()
+            log_ratio_RC = target_log_UC.index_select(0, tile.target_row_R).sub_(draft_log_RC)
             overlap_R += torch.minimum(target_RC, draft_RC).sum(-1)
-            below_R += torch.where(draft_RC <= target_RC, draft_RC, 0.0).sum(-1)
-            log_ratio_RC = target_log_UC[tile.target_row_R].sub_(draft_log_RC)
-            kl_R += target_RC.mul_(log_ratio_RC).sum(-1)
-            reverse_R -= draft_RC.mul_(log_ratio_RC).sum(-1)
+            kl_R += vecdot(target_RC, log_ratio_RC)
+            reverse_R -= vecdot(draft_RC, log_ratio_RC)
+            below_R += vecdot(draft_RC, _at_least_zero_(log_ratio_RC))
         token_R1 = tile.tokens_R[:, None]
         target_token_R = tile.target_UV[tile.target_row_R, tile.tokens_R] * inverse_temperature
         draft_token_R = tile.draft_RV.gather(1, token_R1).squeeze(1) * inverse_temperature
@@ -162,6 +163,11 @@ def _log_probs(logits_XC: Tensor, inverse_temperature: float, lse_X: Tensor) -> 
     return torch.add(-lse_X[:, None], logits_XC, alpha=inverse_temperature)
 
 
+def _at_least_zero_(log_ratio_RC: Tensor) -> Tensor:
+    """[q <= p] as 0 or 1, in place: many times faster on a CPU than a boolean and ``torch.where``."""
+    return log_ratio_RC.ge_(0)
+
+
 def _term_gradient(tile: TileLogits, term: GradientTerm, columns: slice) -> Tensor:
     """Gradient of one scaled term but for the one-hot of the token.
 
@@ -172,12 +178,13 @@ def _term_gradient(tile: TileLogits, term: GradientTerm, columns: slice) -> Tens
     if not term.uses_target:
         return draft_log_RC.exp_().mul_(constant_R1)
     target_log_UC = _log_probs(tile.target_UV[:, columns], term.inverse_temperature, statistics.target_lse_U)
-    target_log_RC = target_log_UC[tile.target_row_R]
+    target_log_RC = target_log_UC.index_select(0, tile.target_row_R)
+    log_ratio_RC = target_log_RC - draft_log_RC
     factor_RC = constant_R1
-    if term.overlap_R is not None:
-        factor_RC = torch.where(draft_log_RC <= target_log_RC, term.overlap_R[:, None] + constant_R1, constant_R1)
     if term.reverse_kl_R is not None:
-        factor_RC = factor_RC + (draft_log_RC - target_log_RC) * term.reverse_kl_R[:, None]
+        factor_RC = factor_RC - log_ratio_RC * term.reverse_kl_R[:, None]
+    if term.overlap_R is not None:
+        factor_RC = _at_least_zero_(log_ratio_RC).mul_(term.overlap_R[:, None]).add_(factor_RC)
     gradient_RC = draft_log_RC.exp_().mul_(factor_RC)
     if term.kl_R is not None:
         gradient_RC.addcmul_(target_log_RC.exp_(), term.kl_R[:, None], value=-1.0)

@@ -62,7 +62,6 @@ def base_config(layer_types: list[str]) -> Qwen3_5TextConfig:
         linear_num_value_heads=2,
         tie_word_embeddings=True,
         max_position_embeddings=CONTEXT,
-        mtp_num_hidden_layers=1,
         dtype="bfloat16",
         architectures=["Qwen3_5ForCausalLM"],
     )

@@ -160,10 +160,7 @@ def residual_from_target(monkeypatch: pytest.MonkeyPatch) -> None:
 def another_draft_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are drawn from a sharper q than the one that verifies them."""
 
-    def propose(self: rules.RatioRule, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
-        return draw(probs_bV**1.5, streams.uniform(Purpose.DRAFT, torch.full_like(streams.position_B, depth)))
-
-    monkeypatch.setattr(rules.RatioRule, "propose", propose)
+    monkeypatch.setattr(rules.RatioRule, "propose", lambda self, probs_bV, noise: draw(probs_bV**1.5, noise))
 
 
 def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,13 @@ def test_agent_episodes_do_not_share_their_world():
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("2 + 3 * 4", "14"), ("-5 - 6", "-11"), ("9 ** 9 ** 9", "error:"), ("__import__('os')", "error:"), ("1 +", "error:")],
+    [
+        ("2 + 3 * 4", "14"),
+        ("-5 - 6", "-11"),
+        ("9 ** 9 ** 9", "error:"),
+        ("__import__('os')", "error:"),
+        ("1 +", "error:"),
+    ],
 )
 def test_the_calculator_knows_sums_and_products_alone(expression, value):
     assert calculator(expression).startswith(value)
@@ -125,7 +131,7 @@ def test_the_calculator_refuses_long_expressions():
 
 
 def test_unknown_tasks_are_refused_by_name():
-    with pytest.raises(UserError, match="no task 'maths'.*agent, code, humaneval, math, reasoning"):
+    with pytest.raises(UserError, match=r"no task 'maths'.*agent, code, humaneval, math, reasoning"):
         load_task("maths")
 
 

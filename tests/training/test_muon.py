@@ -33,7 +33,12 @@ def test_what_is_no_matrix_moves_as_with_adamw():
 
 
 def test_embeddings_norms_and_lm_head_are_not_orthogonalised():
-    shapes = {"model.embed_tokens.weight": (6, 4), "lm_head.weight": (6, 4), "norm.weight": (4,), "q_proj.weight": (4, 4)}
+    shapes = {
+        "model.embed_tokens.weight": (6, 4),
+        "lm_head.weight": (6, 4),
+        "norm.weight": (4,),
+        "q_proj.weight": (4, 4),
+    }
     named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
     groups = open_optimiser(named.items(), OptimiserConfig(name="muon")).param_groups
     assert [[one is named["q_proj.weight"] for one in group["params"]] for group in groups] == [[True], [False] * 3]

@@ -1,4 +1,4 @@
-"""Supervised tuning: the loss is the cross-entropy of the policy's tokens, and an interrupted run continues bit for bit."""
+"""Supervised tuning: the loss is the cross-entropy of the policy's tokens; an interrupted run continues bit for bit."""
 
 import pytest
 import torch

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from bebop.errors import UserError
 from bebop.models.tiny import tiny_path
@@ -11,7 +12,6 @@ from bebop.tasks.base import Message, Split
 from bebop.tasks.chat import check_chat_format, continue_prompt, open_prompt, transcript
 from bebop.tasks.registry import load_task
 from bebop.training.transcripts import file_transcripts, micro_batches, task_transcripts
-from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,10 @@ def test_a_line_that_is_no_chat_is_named(tokenizer, tmp_path, line):
 
 
 def test_a_file_without_anything_to_learn_is_refused(tokenizer, tmp_path):
-    line = json.dumps({"messages": [Message(role="user", content="hi")]}, default=lambda one: {"role": one.role, "content": one.content})
+    line = json.dumps(
+        {"messages": [Message(role="user", content="hi")]},
+        default=lambda one: {"role": one.role, "content": one.content},
+    )
     with pytest.raises(UserError, match="no assistant turn"):
         file_transcripts(chats(tmp_path / "chats.jsonl", line), tokenizer, 1, 64, 0)
     with pytest.raises(UserError, match="no file"):

@@ -91,13 +91,17 @@ class Drafter:
         output_BH = state.output_BTH.gather(1, index_B1H)[:, 0]
         recycle_B1H = state.recycle_BTH.gather(1, index_B1H)
         anchors_B1 = waiting.first_B[:, None] + last_B1
+        chain_BK = anchors_B1 + torch.arange(1, max(num_drafts, 1), device=anchors_B1.device)
+        num_keys = aligned(waiting.longest + num_drafts - 1, self.cache.capacity)
+        masks = additive_mask(chain_BK[..., None].flatten(0, 1), num_keys, self._num_groups, self.policy.dtype)
+        masks = masks.view(*chain_BK.shape, *masks.shape[1:])
         drafts: list[Tensor] = []
         for depth in range(num_drafts):
             # A head that diverged must not reach the target: any finite draft is verified exactly.
             drafts.append(choose(output_BH.nan_to_num(), depth))
             if depth + 1 < num_drafts:
-                positions_B1 = anchors_B1 + (depth + 1)
-                state = self._step(recycle_B1H, drafts[-1][:, None], positions_B1, waiting.longest + num_drafts - 1)
+                self.cache.begin(chain_BK[:, depth, None], num_keys)
+                state = self._step(recycle_B1H, drafts[-1][:, None], chain_BK[:, depth, None], masks[:, depth])
                 output_BH, recycle_B1H = state.output_BTH[:, 0], state.recycle_BTH
         return torch.stack(drafts, dim=1) if drafts else anchors_B1[:, :0]
 
@@ -115,12 +119,12 @@ class Drafter:
         hidden_BWH = self._waiting_SWH[: waiting.first_B.shape[0], : waiting.width]
         steps_W = torch.arange(waiting.width, device=waiting.first_B.device)
         positions_BW = waiting.first_B[:, None] + steps_W
-        return self._step(hidden_BWH, waiting.tokens_BW, positions_BW, waiting.longest + waiting.width - 1)
+        num_keys = aligned(waiting.longest + waiting.width - 1, self.cache.capacity)
+        self.cache.begin(positions_BW, num_keys)
+        mask = additive_mask(positions_BW, num_keys, self._num_groups, self.policy.dtype)
+        return self._step(hidden_BWH, waiting.tokens_BW, positions_BW, mask)
 
-    def _step(self, hidden_BTH: Tensor, tokens_BT: Tensor, positions_BT: Tensor, longest: int) -> HeadState:
-        num_keys = aligned(longest, self.cache.capacity)
-        self.cache.begin(positions_BT, num_keys)
-        mask = additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype)
+    def _step(self, hidden_BTH: Tensor, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor) -> HeadState:
         embeds_BTH = self.policy.embed(tokens_BT)
         if self._lean is not None:
             return self._lean(hidden_BTH, embeds_BTH, positions_BT, mask, self.cache)

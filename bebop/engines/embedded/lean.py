@@ -40,7 +40,7 @@ _IS_ZERO_CENTRED: dict[type, bool] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Angles:
-    """Cosines and sines [N, 1, D] of whole heads: 1 and 0 past the rotated part, the first half of the sines negated."""
+    """Cosines and sines [N, 1, D] of whole heads: 1 and 0 past the rotated part, first half of sines negative."""
 
     cos_N1D: Tensor
     sin_N1D: Tensor

@@ -18,6 +18,10 @@ from bebop.errors import UserError
 RatioVerify = Callable[[Tensor, Tensor, Tensor, RoundStreams, Tensor | None], Verdict]
 
 
+NoiseAt = Callable[[int], Tensor]
+"""Depth from 0 to the noise of its proposals: [b], or [b, V] where a rule needs it per token, one depth at a time."""
+
+
 class Drafts(NamedTuple):
     """Drafted tokens, the distributions they were proposed from, and each row's K where rows differ."""
 
@@ -29,8 +33,12 @@ class Drafts(NamedTuple):
 class Rule(Protocol):
     """Drafting and judging that belong together: a verdict is exact only for drafts proposed by the same rule."""
 
-    def propose(self, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
-        """One draft token [b] from the draft distribution."""
+    def noise(self, streams: RoundStreams, num_drafts: int, vocabulary: int) -> NoiseAt:
+        """What the proposals of a round are drawn by, depth by depth."""
+        ...
+
+    def propose(self, probs_bV: Tensor, noise: Tensor) -> Tensor:
+        """One draft token [b] from the draft distribution and its depth's noise [b] or [b, V]."""
         ...
 
     def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
@@ -48,11 +56,18 @@ class RatioRule:
 
     verify: RatioVerify
 
-    def propose(self, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
-        index_b = torch.full_like(streams.position_B, depth)
-        return draw(probs_bV, streams.uniform(Purpose.DRAFT, index_b))
+    def noise(self, streams: RoundStreams, num_drafts: int, vocabulary: int) -> NoiseAt:
+        del vocabulary
+        depths_K = torch.arange(num_drafts, device=streams.seed_B.device)
+        uniform_bK = streams.uniform(Purpose.DRAFT, depths_K.expand(len(streams.seed_B), -1))
+        return lambda depth: uniform_bK[:, depth]
+
+    def propose(self, probs_bV: Tensor, noise: Tensor) -> Tensor:
+        return draw(probs_bV, noise)
 
     def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
+        if target_bJV.shape[1] == 1:
+            return _sample(target_bJV, streams)
         return self.verify(drafts.tokens_bK, drafts.probs_bKV, target_bJV, streams, drafts.lengths_b)
 
     def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
@@ -63,11 +78,17 @@ class RatioRule:
 class TargetOnlyRule:
     """Drafts are the likeliest tokens; the target's probability alone decides."""
 
-    def propose(self, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
-        del streams, depth
+    def noise(self, streams: RoundStreams, num_drafts: int, vocabulary: int) -> NoiseAt:
+        del num_drafts, vocabulary
+        return lambda depth: streams.seed_B
+
+    def propose(self, probs_bV: Tensor, noise: Tensor) -> Tensor:
+        del noise
         return probs_bV.argmax(-1)
 
     def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
+        if target_bJV.shape[1] == 1:
+            return _sample(target_bJV, streams)
         return target_only(drafts.tokens_bK, None, target_bJV, streams, drafts.lengths_b)
 
     def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
@@ -78,9 +99,12 @@ class TargetOnlyRule:
 class CouplingRule:
     """Draft and target take the best of the same noise, which belongs to the token's position."""
 
-    def propose(self, probs_bV: Tensor, streams: RoundStreams, depth: int) -> Tensor:
-        noise_bV = coupling_noise(streams.seed_B, streams.position_B + 1 + depth, probs_bV.shape[1])
-        return couple(probs_bV, noise_bV)
+    def noise(self, streams: RoundStreams, num_drafts: int, vocabulary: int) -> NoiseAt:
+        del num_drafts
+        return lambda depth: coupling_noise(streams.seed_B, streams.position_B + 1 + depth, vocabulary)
+
+    def propose(self, probs_bV: Tensor, noise: Tensor) -> Tensor:
+        return couple(probs_bV, noise)
 
     def judge(self, drafts: Drafts, target_bJV: Tensor, streams: RoundStreams) -> Verdict:
         steps_J = torch.arange(1, target_bJV.shape[1] + 1, device=target_bJV.device)
@@ -89,6 +113,13 @@ class CouplingRule:
 
     def overlap(self, drafts: Drafts, target_bKV: Tensor) -> Tensor:
         return torch.minimum(drafts.probs_bKV, target_bKV).sum(-1)
+
+
+def _sample(target_b1V: Tensor, streams: RoundStreams) -> Verdict:
+    """A round without drafts: every ratio rule comes down to one draw from the target, and no coin is needed."""
+    none_b = torch.zeros_like(streams.position_B)
+    next_b = draw(target_b1V[:, 0], streams.uniform(Purpose.LEFTOVER, none_b))
+    return Verdict(num_accepted_B=none_b, next_token_B=next_b)
 
 
 _RULES: dict[str, Rule] = {

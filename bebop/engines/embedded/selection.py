@@ -18,7 +18,7 @@ from bebop.core.streams import RoundStreams
 from bebop.engines.embedded.clock import Phase, PhaseClock
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.embedded.rows import Block, Row
-from bebop.engines.embedded.rules import Drafts, rule_named
+from bebop.engines.embedded.rules import Drafts, NoiseAt, rule_named
 from bebop.models.policy import Policy
 
 
@@ -62,8 +62,8 @@ class Selector:
         self._rule = rule_named(options.rule)
         self._seed_B = torch.tensor([_seed(row.request.seed, row.index) for row in rows], device=policy.device)
         vocabulary = policy.config.vocab_size
-        # Per row: logits, their restriction, and target and draft probabilities, all float32.
-        row_bytes = 4 * vocabulary * 4 * (options.draft_limit + 1)
+        # Per row: logits, their restriction, target and draft probabilities, and a rule's noise, all float32.
+        row_bytes = 4 * vocabulary * 5 * (options.draft_limit + 1)
         size = max(1, options.verify_memory // row_bytes)
         self._chunks = [
             _Chunk(start=i, stop=min(i + size, len(rows)), sampling=self._stack(rows[i : i + size]))
@@ -76,6 +76,8 @@ class Selector:
         self._probs_KBV: list[Tensor] = []
         self._output_KBH: list[Tensor] = []
         self._draft_KB: list[Tensor] = []
+        self._noise: list[NoiseAt] = []
+        """Of each chunk, for the drafts of a round."""
 
     @property
     def num_drafts(self) -> int:
@@ -93,16 +95,20 @@ class Selector:
         uniform = min(num_drafts) == max(num_drafts)
         self._length_B = None if uniform else torch.tensor(num_drafts, device=position_B.device)
         self._probs_KBV, self._output_KBH, self._draft_KB = [], [], []
+        self._noise = []
+        if self.num_drafts > 0:
+            size = self._policy.config.vocab_size
+            self._noise = [self._rule.noise(self._streams(chunk.rows), self.num_drafts, size) for chunk in self._chunks]
 
     def choose(self, output_BH: Tensor, depth: int) -> Tensor:
         """Draft one token per row from what enters the lm_head."""
         keep = self.num_drafts <= self._keeps
         parts, probs = [], []
-        for chunk in self._chunks:
+        for chunk, noise in zip(self._chunks, self._noise, strict=True):
             logits_bV = self._policy.logits(output_BH[chunk.rows])
             self._clock.lap(Phase.DRAFT)
             probs_bV = distribution(logits_bV, chunk.sampling)
-            parts.append(self._rule.propose(probs_bV, self._streams(chunk.rows), depth))
+            parts.append(self._rule.propose(probs_bV, noise(depth)))
             if keep:
                 probs.append(probs_bV)
         if keep:
