@@ -149,7 +149,9 @@ class ChunkedKernels:
     def _log_sum_exp(self, logits_XV: Tensor, inverse_temperature: float) -> Tensor:
         total_X = torch.full_like(logits_XV[:, 0], -torch.inf)
         for start in range(0, logits_XV.shape[1], self.vocabulary_tile):
-            logits_XC = logits_XV[:, start : start + self.vocabulary_tile] * inverse_temperature
+            logits_XC = logits_XV[:, start : start + self.vocabulary_tile]
+            if inverse_temperature != 1:
+                logits_XC = logits_XC * inverse_temperature
             total_X = torch.logaddexp(total_X, logits_XC.logsumexp(-1))
         return total_X
 

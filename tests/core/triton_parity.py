@@ -26,7 +26,7 @@ TOLERANCES = {"saturated": 1e-3, "one_hot_target": 1e-3, "no_overlap": 1e-3}
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernels = TritonKernels(statistics_block=32, gradient_block=32)
+    kernels = TritonKernels(statistics_block=16, gradient_block=32)
     # Interpreted kernels are slow, and objectives differ in their composition, which is not Triton's.
     names = OBJECTIVES if device.type == "cuda" else ("ce", "kl", "reverse_kl", "e2e_tv_path", "lk_lambda")
     cases = {f"random/{name}": (first_chains(random_batch()), OBJECTIVES[name]) for name in names}

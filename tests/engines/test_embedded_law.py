@@ -96,7 +96,7 @@ def first_two(law: dict[Tokens, float]) -> dict[Tokens, float]:
     return marginal
 
 
-def worst_p_value(policy: Policy, laws: list[dict[Tokens, float]], rule: str) -> float:
+def worst_p_value(policy: Policy, laws: list[dict[Tokens, float]], rule: str, num_samples: int = NUM_SAMPLES) -> float:
     """The smallest p-value over settings and both tests; K is 1, 2, 3 and 5 in turn."""
     requests = [
         Request(
@@ -107,7 +107,7 @@ def worst_p_value(policy: Policy, laws: list[dict[Tokens, float]], rule: str) ->
             seed=1000 + i,
             num_draft_tokens=(1, 2, 3, 5)[i % 4],
             stop_token_ids=(STOP,),
-            num_completions=NUM_SAMPLES,
+            num_completions=num_samples,
         )
         for i, sampling in enumerate(SETTINGS)
     ]
@@ -179,4 +179,4 @@ def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_mutants_are_seen(policy: Policy, laws: list, mutate, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    assert worst_p_value(policy, laws, "rejection") < 1e-9
+    assert worst_p_value(policy, laws, "rejection", NUM_SAMPLES // 2) < 1e-6

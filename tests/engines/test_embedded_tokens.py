@@ -52,12 +52,14 @@ def test_greedy_tokens_are_those_of_transformers(policy: Policy, rule: str, num_
     assert [completion.tokens for completion in done] == wanted
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_greedy_tokens_do_not_depend_on_the_head(policy: Policy, sign: float) -> None:
-    done = run(with_echo_head(policy, sign), requests(sampling=(GREEDY,)), num_draft_tokens=4)
-    assert [completion.tokens for completion in done] == [greedy_reference(policy, prompt, 20) for prompt in PROMPTS]
-    accepted = sum(completion.drafts.num_accepted for completion in done)
-    assert accepted > 20 if sign > 0 else accepted < 20
+def test_greedy_tokens_do_not_depend_on_the_head(policy: Policy) -> None:
+    wanted = [greedy_reference(policy, prompt, 20) for prompt in PROMPTS]
+    accepted = []
+    for sign in (1.0, -1.0):
+        done = run(with_echo_head(policy, sign), requests(sampling=(GREEDY,)), num_draft_tokens=4)
+        assert [completion.tokens for completion in done] == wanted
+        accepted.append(sum(completion.drafts.num_accepted for completion in done))
+    assert accepted[0] > accepted[1]
 
 
 def test_coupled_tokens_are_the_same_for_every_draft_length(policy: Policy) -> None:

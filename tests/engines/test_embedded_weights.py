@@ -43,7 +43,7 @@ def test_recomputed_rows_go_on_as_the_new_policy(kind: str, num_drafts: int) -> 
     old = run(policy, REQUESTS, num_draft_tokens=0)[1]
     done = update_in_flight(policy, kind, num_draft_tokens=num_drafts)
     num_old = sum(1 for _ in takewhile(lambda version: version == 3, done.versions))
-    assert 5 <= num_old < 40
+    assert 1 <= num_old < 40
     assert set(done.versions[num_old:]) == {4}
     assert done.tokens[:num_old] == old.tokens[:num_old]
     continued = Request(

@@ -1,0 +1,233 @@
+"""Speed of the embedded engine: draft lengths against no drafts, and no drafts against transformers' ``generate``.
+
+All arms run in turn within every repetition, so that a slow moment hits all alike, and ratios are taken within a
+repetition. A batch is as many requests as rows, each as long as the others: no arm gains by refilling. On a CPU time is
+processor time (user + system, over all threads), which other programs on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bebop.core.sampling import Sampling
+from bebop.engines.base import DraftStats, Request
+from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bebop.engines.embedded.clock import Phase
+from bebop.errors import UserError
+from bebop.hardware import accelerators, processor
+from bebop.models.policy import Policy, load_policy, recommended_dtype
+from bebop.tasks.base import Split
+from bebop.tasks.chat import open_prompt
+from bebop.tasks.registry import load_task
+
+DraftLength = int | Literal["auto"]
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeBench:
+    """What is measured. ``tokens`` is the length of every completion; sampling is at ``temperature``, untruncated."""
+
+    batches: tuple[int, ...] = (1, 4, 8, 16)
+    draft_lengths: tuple[DraftLength, ...] = (0, 1, 2, 3, 5)
+    rule: str = "rejection"
+    tokens: int = 96
+    temperature: float = 1.0
+    repetitions: int = 5
+    generate: bool = True
+    """Whether transformers' ``generate`` is an arm."""
+    lean: bool = True
+
+    def __post_init__(self) -> None:
+        if 0 not in self.draft_lengths:
+            raise UserError("the draft lengths must include 0, against which the others are measured; add it")
+        if min((*self.batches, self.tokens, self.repetitions)) < 1:
+            raise UserError("batches, tokens and repetitions must be 1 or more; raise the one that is not")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """One arm, once: seconds per token over the whole batch, and what the engine says of it."""
+
+    seconds: float
+    tokens: int
+    drafts: DraftStats
+    phases: dict[str, float]
+
+
+Arm = Callable[[int], _Run]
+"""Runs a repetition, whose number seeds it."""
+
+
+def bench_decode(
+    policy: Policy, prompts: Sequence[Prompt], bench: DecodeBench, report: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Measure every arm at every batch size; -> JSON-able figures, seconds and ratios.
+
+    Prompts are used in turn, so that every batch size has as many as it needs.
+    """
+    results = [dict(_measure(policy, prompts, bench, batch, report)) for batch in bench.batches]
+    return {
+        "bench": asdict(bench),
+        "policy": {"dtype": str(policy.dtype).removeprefix("torch."), "vocabulary": policy.config.vocab_size},
+        "machine": {"processor": processor().name, "accelerators": accelerators(), "threads": torch.get_num_threads()},
+        "batches": {str(batch): result for batch, result in zip(bench.batches, results, strict=True)},
+    }
+
+
+def task_prompts(policy: Policy, task: str, count: int) -> list[Prompt]:
+    """Opening prompts of a task's held-out problems, in the policy's chat format."""
+    if policy.tokenizer is None:
+        raise UserError("this policy has no tokenizer to write prompts with; load it from a directory that has one")
+    source = load_task(task)
+    problems = (source.problem(Split.HELDOUT, index) for index in range(count))
+    return [tuple(open_prompt(policy.tokenizer, problem.messages)) for problem in problems]
+
+
+def _measure(
+    policy: Policy, prompts: Sequence[Prompt], bench: DecodeBench, batch: int, report: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """Figures of one batch size, by arm; then the ratios."""
+    chosen = [prompts[i % len(prompts)] for i in range(batch)]
+    arms: dict[str, Arm] = {f"k{k}": _engine_arm(policy, chosen, bench, k) for k in bench.draft_lengths}
+    if bench.generate:
+        arms["generate"] = _generate_arm(policy, chosen, bench)
+    for arm in arms.values():
+        arm(0)
+    runs: dict[str, list[_Run]] = {label: [] for label in arms}
+    for repetition in range(1, bench.repetitions + 1):
+        for label, arm in arms.items():
+            runs[label].append(arm(repetition))
+        report(f"batch {batch}: repetition {repetition} of {bench.repetitions} done")
+    yield "arms", {label: _figures(done) for label, done in runs.items()}
+    others = [label for label in arms if label != "k0"]
+    yield "speed_over_k0", {label: _ratio(runs[label], runs["k0"]) for label in others}
+
+
+def _figures(runs: list[_Run]) -> dict[str, Any]:
+    drafts = sum((run.drafts for run in runs), DraftStats())
+    seconds = {phase: sum(run.phases.get(phase, 0.0) for run in runs) for phase in runs[0].phases}
+    total = sum(seconds.values())
+    return {
+        "tokens_per_second": _spread([run.tokens / run.seconds for run in runs]),
+        "accept_length": drafts.accept_length if drafts.rounds else None,
+        "acceptance_rate": drafts.acceptance_rate if drafts.num_drafted else None,
+        "survival_by_depth": [accepted / drafts.rounds for accepted in drafts.accepted],
+        "overlap_by_depth": [o / r for o, r in zip(drafts.overlaps, drafts.reached, strict=True) if r],
+        "time_shares": {phase: value / total for phase, value in seconds.items()},
+    }
+
+
+def _ratio(runs: list[_Run], base: list[_Run]) -> dict[str, float]:
+    """Tokens per second over the base's, within each repetition."""
+    return _spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])
+
+
+def _engine_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench, draft_length: DraftLength) -> Arm:
+    options = EmbeddedOptions(
+        rule=bench.rule,
+        num_draft_tokens=draft_length,
+        max_rows=len(prompts),
+        lean=bench.lean,
+        synchronise=policy.device.type == "cuda",
+    )
+    engine = EmbeddedEngine(policy, options)
+    clock = engine.clock.seconds
+
+    def arm(seed: int) -> _Run:
+        before = dict(clock)
+        start = _now(policy)
+        done = engine.generate(_requests(prompts, bench, seed))
+        seconds = _now(policy) - start
+        return _Run(
+            seconds=seconds,
+            tokens=sum(len(completion.tokens) for completion in done),
+            drafts=sum((completion.drafts for completion in done), DraftStats()),
+            phases={phase.value: clock[phase] - before[phase] for phase in Phase},
+        )
+
+    return arm
+
+
+def _requests(prompts: list[Prompt], bench: DecodeBench, seed: int) -> list[Request]:
+    sampling = Sampling(temperature=bench.temperature)
+    return [
+        Request(id=str(i), prompt_tokens=prompt, max_tokens=bench.tokens, sampling=sampling, seed=seed * 1000 + i)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _generate_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench) -> Arm:
+    """transformers' ``generate`` on the same prompts, padded on the left, without stopping early."""
+    width = max(map(len, prompts))
+    tokens_BT = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=policy.device)
+    mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
+    sampled = bench.temperature > 0
+    settings: dict[str, Any] = {"do_sample": sampled, "pad_token_id": 0, "eos_token_id": None}
+    if sampled:
+        settings |= {"temperature": bench.temperature, "top_k": 0, "top_p": 1.0}
+
+    def arm(seed: int) -> _Run:
+        torch.manual_seed(seed)
+        start = _now(policy)
+        with torch.inference_mode():
+            policy.backbone.generate(  # pyright: ignore[reportCallIssue]
+                tokens_BT, attention_mask=mask_BT, max_new_tokens=bench.tokens, **settings
+            )
+        seconds = _now(policy) - start
+        return _Run(seconds=seconds, tokens=bench.tokens * len(prompts), drafts=DraftStats(), phases={})
+
+    return arm
+
+
+def _now(policy: Policy) -> float:
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize(policy.device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m bebop.bench.decode --json FILE``: measure and write the figures."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--policy", default="tiny")
+    parser.add_argument("--task", default="math")
+    parser.add_argument("--batch", type=_numbers, default=DecodeBench().batches)
+    parser.add_argument("--k", type=_numbers, default=DecodeBench().draft_lengths)
+    parser.add_argument("--rule", default="rejection")
+    parser.add_argument("--tokens", type=int, default=DecodeBench().tokens)
+    parser.add_argument("--repetitions", type=int, default=DecodeBench().repetitions)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    bench = DecodeBench(
+        batches=options.batch,
+        draft_lengths=options.k,
+        rule=options.rule,
+        tokens=options.tokens,
+        repetitions=options.repetitions,
+    )
+    policy = load_policy(options.policy, dtype=recommended_dtype("cuda" if torch.cuda.is_available() else "cpu"))
+    prompts = task_prompts(policy, options.task, max(bench.batches))
+    options.json.write_text(json.dumps(bench_decode(policy, prompts, bench), indent=2) + "\n")
+
+
+def _numbers(text: str) -> tuple[Any, ...]:
+    """ "0,3,auto" as (0, 3, "auto")."""
+    return tuple(word if word == "auto" else int(word) for word in text.split(","))
+
+
+if __name__ == "__main__":
+    main()
