@@ -1,8 +1,8 @@
 """Speed of the embedded engine: draft lengths against no drafts, and no drafts against transformers' ``generate``.
 
 All arms run in turn within every repetition, so that a slow moment hits all alike, and ratios are taken within a
-repetition. A batch is as many requests as rows, each as long as the others: no arm gains by refilling. On a CPU time is
-processor time (user + system, over all threads), which other programs on the machine disturb least.
+repetition. A batch is as many requests as rows, each as long as the others: no arm gains by refilling. On one CPU
+thread, time is processor time, which other programs on the machine disturb least; otherwise it is wall time.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _now(policy: Policy) -> float:
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
         return time.perf_counter()
-    return time.process_time()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

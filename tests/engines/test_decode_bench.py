@@ -1,0 +1,33 @@
+"""The decoding bench reports what it measured; its timings are no test's business."""
+
+import pytest
+from small_policies import random_prompts, small_policy, with_echo_head
+
+from bebop.bench.decode import DecodeBench, bench_decode
+from bebop.errors import UserError
+
+
+def test_figures_of_every_arm() -> None:
+    policy = with_echo_head(small_policy("full"), 1.0)
+    bench = DecodeBench(batches=(1, 3), draft_lengths=(0, 2, "auto"), tokens=12, repetitions=2)
+    told: list[str] = []
+    result = bench_decode(policy, random_prompts((4, 6)), bench, told.append)
+    assert len(told) == 4
+    assert set(result["batches"]) == {"1", "3"}
+    for batch in result["batches"].values():
+        assert set(batch["arms"]) == {"k0", "k2", "kauto", "generate"}
+        assert set(batch["speed_over_k0"]) == {"k2", "kauto", "generate"}
+        assert batch["arms"]["k0"]["accept_length"] == 1
+        drafted = batch["arms"]["k2"]
+        assert 1 < drafted["accept_length"] <= 3
+        assert drafted["accept_length"] == pytest.approx(1 + sum(drafted["survival_by_depth"]))
+        assert sum(drafted["time_shares"].values()) == pytest.approx(1)
+        speed = drafted["tokens_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+
+
+def test_the_base_arm_is_required() -> None:
+    with pytest.raises(UserError, match="must include 0"):
+        DecodeBench(draft_lengths=(1, 2))
+    with pytest.raises(UserError, match="1 or more"):
+        DecodeBench(repetitions=0)
