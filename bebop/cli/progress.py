@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Show = Callable[[int, str], None]
 """(steps done, a short line of figures) -> None"""
 
-SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""``python -m bebop`` is the command ``bebop``."""
+
+from bebop.cli.main import run
+
+run()
