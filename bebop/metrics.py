@@ -1,8 +1,8 @@
 """Metrics as sums and counts, one JSON object per line.
 
 A line is ``{"step": 3, "time": 1e9, "name": value, ...}``; a ``Mean`` is kept as ``{"total": ..., "count": ...}``, so
-that whoever reads several lines adds them and divides once. Non-finite numbers are
-written as text, because JSON has none.
+that whoever reads several lines adds them and divides once. JSON has no non-finite numbers: they are written as
+the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, and a value that is such a text as ``{"text": "NaN"}``.
 """
 
 import json
@@ -74,14 +74,14 @@ class MetricsWriter:
         if self.path.exists():
             rows = read_metrics(self.path)
             kept = rows if keep_through is None else [row for row in rows if row.step <= keep_through]
-            atomic_write(self.path, "".join(map(_line, kept)))
+            atomic_write(self.path, b"".join(map(_line, kept)))
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._dashboards = tuple(dashboards)
 
     def write(self, step: int, values: Mapping[str, MetricValue]) -> None:
         """Append ``values`` as the row of ``step``; names read like paths, ``draft/accept_rate@2``."""
         assert not _RESERVED & values.keys(), f"{sorted(_RESERVED & values.keys())} name the row itself"
-        line = _line(MetricsRow(step=step, time=time.time(), values=dict(values))).encode("utf-8")
+        line = _line(MetricsRow(step=step, time=time.time(), values=dict(values)))
         written = os.write(self._descriptor, line)
         if written != len(line):
             raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written")
@@ -117,14 +117,17 @@ def _number(value: float | int | Mean) -> float:
     return value.value if isinstance(value, Mean) else value
 
 
-def _line(row: MetricsRow) -> str:
+def _line(row: MetricsRow) -> bytes:
     record = {"step": row.step, "time": row.time} | {name: _encode(value) for name, value in row.values.items()}
-    return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+    # UTF-8 has no lone surrogates; Python's escape for one is JSON's, too.
+    return (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _encode(value: MetricValue) -> object:
     if isinstance(value, Mean):
         return {"total": _encode(value.total), "count": _encode(value.count)}
+    if isinstance(value, str) and value in _NON_FINITE:
+        return {"text": value}
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value
@@ -132,6 +135,8 @@ def _encode(value: MetricValue) -> object:
 
 def _decode(value: object) -> MetricValue:
     if isinstance(value, dict):
+        if isinstance(value.get("text"), str):
+            return value["text"]
         return Mean(_decode_number(value["total"]), _decode_number(value["count"]))
     return value if isinstance(value, str) and value not in _NON_FINITE else _decode_number(value)
 

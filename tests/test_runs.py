@@ -113,6 +113,7 @@ values = (
     st.floats(allow_nan=False)
     | st.integers(-(2**53), 2**53)
     | st.text()
+    | st.sampled_from(["NaN", "Infinity", "-Infinity", "null", "\ud800"])
     | st.builds(Mean, st.floats(0, 9), st.integers(0))
 )
 
