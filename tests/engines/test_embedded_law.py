@@ -1,8 +1,8 @@
 """The law of whole completions, from the whole engine with its own random streams, against exact enumeration.
 
-Drafts are adversarial (the head says the opposite of the backbone), settings and K are mixed within a batch, and
-stop tokens cut blocks. Chi-square tests on the whole completion (up to three tokens) and on the first two tokens; the
-mutants at the end must fail them.
+Heads are adversarial (the opposite of the backbone: nearly every draft is refused) or good (most blocks are accepted
+whole), settings and K are mixed within a batch, and stop tokens cut blocks. Chi-square tests on the whole completion
+(up to three tokens) and on the first two tokens; the mutants at the end must fail them.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from torch import Tensor
 from bebop.core import verify
 from bebop.core.sampling import Sampling, distribution, draw
 from bebop.core.streams import Purpose, RoundStreams
-from bebop.engines.base import Request
+from bebop.engines.base import Request, TokenSource
 from bebop.engines.embedded import rules
 from bebop.models.policy import Policy
 
@@ -34,20 +34,30 @@ SETTINGS = (
     Sampling(temperature=0.8, top_k=6, top_p=0.9, min_p=0.02),
     Sampling(temperature=0.0),
 )
-NUM_SAMPLES = 4000
-"""Per setting and rule: 7 settings x 4 rules x 4000 = 112,000 completions."""
+NUM_SAMPLES = 2000
+"""Per setting, rule and head: 7 settings x 4 rules x 2 heads x 2000 = 112,000 completions."""
+MANY_SAMPLES = 15_000
+"""Of the slow tests: 105,000 completions for each rule and head."""
+RULES = ("rejection", "block", "target_only", "coupled")
 
 Tokens = tuple[int, ...]
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return with_echo_head(small_policy("single", vocabulary=VOCABULARY, seed=8, spread=0.25), -1.0)
+def headed(head: str) -> Policy:
+    """The policy under test with an ``opposite`` or a ``good`` head."""
+    policy = small_policy("single", vocabulary=VOCABULARY, seed=8, spread=0.25)
+    return with_echo_head(policy, {"opposite": -1.0, "good": 1.0}[head])
+
+
+@pytest.fixture(scope="module", params=["opposite", "good"])
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return headed(request.param)
 
 
 @pytest.fixture(scope="module")
-def laws(policy: Policy) -> list[dict[Tokens, float]]:
+def laws() -> list[dict[Tokens, float]]:
     """Of each setting: every completion and its probability."""
+    policy = headed("good")
     logits = {prefix: full_logits(policy, PROMPT + prefix)[-1] for prefix in prefixes()}
     return [dict(enumerate_law(logits, sampling)) for sampling in SETTINGS]
 
@@ -125,10 +135,27 @@ def first_two_counts(counts: Counter[Tokens]) -> Counter[Tokens]:
     return marginal
 
 
-@pytest.mark.parametrize("rule", ["rejection", "block", "target_only", "coupled"])
+@pytest.mark.parametrize("rule", RULES)
 def test_completions_follow_the_policys_law(policy: Policy, laws: list[dict[Tokens, float]], rule: str) -> None:
     assert sum(laws[1].values()) == pytest.approx(1)
     assert worst_p_value(policy, laws, rule) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_many_completions_follow_the_policys_law(policy: Policy, laws: list[dict[Tokens, float]], rule: str) -> None:
+    assert worst_p_value(policy, laws, rule, MANY_SAMPLES) > 1e-4
+
+
+def test_the_good_head_reaches_the_bonus_and_the_opposite_one_the_leftover() -> None:
+    """What the heads are for: without such rounds, the tests above would see neither."""
+    sources = {}
+    for head in ("good", "opposite"):
+        many = Request(id="a", prompt_tokens=PROMPT, max_tokens=MAX_TOKENS, num_completions=500)
+        done = run(headed(head), [many], rule="rejection", max_rows=500, num_draft_tokens=1)
+        sources[head] = Counter(source for completion in done for source in completion.sources)
+    assert sources["good"][TokenSource.BONUS] > 300
+    assert sources["opposite"][TokenSource.CORRECTED] > 700
 
 
 def shared_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +169,15 @@ def shared_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_bonus_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token after K accepted drafts is drawn from p_K, as the paper's Algorithm 3 is printed."""
+    """The token after a row's K accepted drafts is drawn from p_K, as the paper's Algorithm 3 is printed."""
     original = rules.RatioRule.judge
 
     def judge(self, drafts, target_bJV, streams):
-        shifted = torch.cat([target_bJV[:, :-1], target_bJV[:, -2:-1]], dim=1)
-        return original(self, drafts, shifted, streams)
+        num_rows, num_drafts = drafts.tokens_bK.shape
+        lengths_b = torch.full((num_rows,), num_drafts) if drafts.lengths_b is None else drafts.lengths_b
+        rows_b, shifted_bJV = torch.arange(num_rows), target_bJV.clone()
+        shifted_bJV[rows_b, lengths_b] = target_bJV[rows_b, (lengths_b - 1).clamp(min=0)]
+        return original(self, drafts, shifted_bJV, streams)
 
     monkeypatch.setattr(rules.RatioRule, "judge", judge)
 
@@ -175,8 +205,15 @@ def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mutate", [shared_noise, wrong_bonus_index, residual_from_target, another_draft_law, reused_coins]
+    ("mutate", "head"),
+    [
+        (shared_noise, "opposite"),
+        (wrong_bonus_index, "good"),
+        (residual_from_target, "opposite"),
+        (another_draft_law, "opposite"),
+        (reused_coins, "opposite"),
+    ],
 )
-def test_mutants_are_seen(policy: Policy, laws: list, mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutants_are_seen(mutate, head: str, laws: list, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    assert worst_p_value(policy, laws, "rejection", NUM_SAMPLES // 2) < 1e-6
+    assert worst_p_value(headed(head), laws, "rejection") < 1e-6
