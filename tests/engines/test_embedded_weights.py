@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bebop.engines.base import Completion, Request
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bebop.engines.embedded.prompts import Prefilled, Prefiller
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 
@@ -130,3 +131,24 @@ def test_one_stream_at_a_time() -> None:
     assert len(engine.generate(REQUESTS)) == 2
     engine.close()
     assert len(engine.generate(REQUESTS)) == 2
+
+
+def test_equal_prompts_are_prefilled_once_until_the_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = small_policy("hybrid")
+    engine = EmbeddedEngine(policy, EmbeddedOptions(max_rows=2))
+    prefilled: list[int] = []
+    prefill = Prefiller.prefill
+
+    def counted(self: Prefiller, sequences: list[list[int]]) -> list[Prefilled]:
+        prefilled.append(len(sequences))
+        return prefill(self, sequences)
+
+    monkeypatch.setattr(Prefiller, "prefill", counted)
+    requests = [Request(id=str(i), prompt_tokens=(1, 2, 3 + i // 3), max_tokens=5, seed=i) for i in range(6)]
+    together = engine.generate(requests)
+    assert sum(prefilled) == 2
+    assert [run(policy, [one])[0].tokens for one in requests] == [one.tokens for one in together]
+    prefilled.clear()
+    engine.load_weights(1, {})
+    engine.generate(requests[:1])
+    assert sum(prefilled) == 1

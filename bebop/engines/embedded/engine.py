@@ -219,6 +219,7 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def _take_weights(self) -> None:
         """Refresh what was derived from weights; when a stream starts too, for weights that were changed in place."""
+        self._prefiller.forget()
         self._backbone.refresh()
         if self._drafter is not None:
             self._drafter.refresh()

@@ -3,6 +3,8 @@
 Legend: R rows of a prefill, T positions, H hidden size.
 """
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,10 @@ from torch import Tensor
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.cache import PrefillCache
 from bebop.engines.embedded.drafting import Drafter
+
+
+NUM_REMEMBERED = 16
+"""Prompts whose prefill is kept for the next request that has the same: the attempts of a group follow one another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,23 @@ class Prefiller:
         self._backbone = backbone
         self._drafter = drafter
         self._max_tokens = max_tokens
+        self._remembered: OrderedDict[tuple[int, ...], Prefilled] = OrderedDict()
+
+    def prefill_prompts(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefilled]:
+        """Like ``prefill``, but prompts that are equal, to one another or to recent ones, are run once."""
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._remembered))
+        found = dict(zip(new, self.prefill([list(prompt) for prompt in new]), strict=True))
+        found |= {prompt: self._remembered[prompt] for prompt in prompts if prompt in self._remembered}
+        for prompt in found:
+            self._remembered[prompt] = found[prompt]
+            self._remembered.move_to_end(prompt)
+        while len(self._remembered) > NUM_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return [found[prompt] for prompt in prompts]
+
+    def forget(self) -> None:
+        """The weights may have changed: remembered prefills are void."""
+        self._remembered.clear()
 
     def prefill(self, sequences: list[list[int]]) -> list[Prefilled]:
         """Run every sequence but for its last token, which the first round takes; like lengths go together."""

@@ -89,7 +89,7 @@ class Scheduler:
 
     def _prefill(self, groups: list[_Group], prefiller: Prefiller) -> None:
         new = list({id(group): group for group in groups if group.prefilled is None}.values())
-        prefilled = prefiller.prefill([list(group.request.prompt_tokens) for group in new])
+        prefilled = prefiller.prefill_prompts([group.request.prompt_tokens for group in new])
         for group, result in zip(new, prefilled, strict=True):
             group.prefilled = result
 
