@@ -14,7 +14,6 @@ from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.cache import PrefillCache
 from bebop.engines.embedded.drafting import Drafter
 
-
 NUM_REMEMBERED = 16
 """Prompts whose prefill is kept for the next request that has the same: the attempts of a group follow one another."""
 
