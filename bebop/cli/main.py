@@ -40,6 +40,12 @@ COMMANDS = (
         panel="Start here",
     ),
     Command(
+        name="quickstart",
+        target="bebop.cli.quickstart:command",
+        summary="See it all on this machine: heads, acceptance, RL with and without them, a report.",
+        panel="Start here",
+    ),
+    Command(
         name="policy",
         target="bebop.cli.policy:policy_app",
         summary="Look into a checkpoint (show), put a head into one (stitch).",

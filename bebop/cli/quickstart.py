@@ -1,0 +1,42 @@
+"""`bebop quickstart`: everything the project does, on this machine, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bebop.cli.stage import ConsoleStage
+from bebop.quickstart.perform import perform
+from bebop.quickstart.plan import commands, plan, scale_of
+
+
+def command(
+    policy: Annotated[str, typer.Option(help="tiny (shipped) or smollm2-sft (a real language model).")] = "tiny",
+    run: Annotated[Path | None, typer.Option(help="Directory of everything it makes.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands it would run and leave.")] = False,
+) -> None:
+    """Train two heads, compare them, run RL with and without them, and write a report of it all.
+
+    Interrupted, the same command goes on in the act where it was.
+
+    Example: bebop quickstart --run runs/quickstart
+    """
+    scale = scale_of(policy)
+    directory = run or Path("runs") / f"quickstart-{scale.policy}"
+    acts = plan(scale, directory)
+    if dry_run:
+        print("\n".join(commands(acts)))
+        return
+    console = Console()
+    console.print(f"{len(acts)} acts, about {scale.minutes} minutes on two cores, kept in {directory}", highlight=False)
+    stage = ConsoleStage(acts, console)
+    try:
+        perform(acts, directory, stage)
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted; `bebop quickstart --policy {policy} --run {directory}` goes on from here")
+        raise
+    finally:
+        stage.close()

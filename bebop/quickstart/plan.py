@@ -1,0 +1,185 @@
+"""The acts of the quickstart for a policy, as commands that a person could type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bebop.errors import UserError
+from bebop.quickstart import findings
+from bebop.quickstart.acts import Act, Step, one_by_one, side_by_side
+
+CONFIGS = Path(__file__).parent / "configs"
+OBJECTIVES = ("ce", "e2e_tv")
+TASKS = ("math", "code", "agent")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One way to run reinforcement learning."""
+
+    name: str
+    head: str | None
+    """Objective of the head it drafts with; None samples without one."""
+    rule: str = "rejection"
+
+    @property
+    def label(self) -> str:
+        return "without MTP" if self.head is None else f"{self.rule} with the {self.head} head"
+
+
+ARMS = (
+    Arm(name="rl-plain", head=None),
+    Arm(name="rl-rejection-e2e_tv", head="e2e_tv"),
+    Arm(name="rl-target_only-ce", head="ce", rule="target_only"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How much of everything one policy gets, and how long that takes on two cores."""
+
+    policy: str
+    name: str
+    """Of the configurations: ``mtp-NAME.yaml``, ``rl-NAME.yaml``."""
+    minutes: int
+    reward_problems: int
+    head_problems: int
+    tuned: bool = False
+    """Whether the policy is made by supervised tuning first."""
+
+
+SCALES = {
+    "tiny": Scale(policy="tiny", name="tiny", minutes=6, reward_problems=16, head_problems=32),
+    "smollm2-sft": Scale(
+        policy="smollm2-sft", name="smollm2", minutes=240, reward_problems=8, head_problems=8, tuned=True
+    ),
+}
+
+
+def scale_of(policy: str) -> Scale:
+    if policy not in SCALES:
+        raise UserError(
+            f"the quickstart has no budget for the policy {policy!r}; choose one of {', '.join(SCALES)}, or run "
+            "train-mtp, eval-mtp and train-rl on your own"
+        )
+    return SCALES[policy]
+
+
+def plan(scale: Scale, directory: Path) -> list[Act]:
+    """Everything that is run, in order."""
+    acts = [the_policy(scale, directory), the_heads(scale, directory), the_acceptance(scale, directory)]
+    return [*acts, the_arms(scale, directory), the_report(directory)]
+
+
+def the_policy(scale: Scale, directory: Path) -> Act:
+    tuning = [train_sft(scale, directory)] if scale.tuned else []
+    measure = Step(
+        name="policy",
+        arguments=("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
+    )
+    return Act(
+        title="the policy",
+        purpose="How good it is at the three families of tasks, and how sure of its words, before any training.",
+        waves=one_by_one(*tuning, measure),
+        found=findings.policy,
+    )
+
+
+def train_sft(scale: Scale, directory: Path) -> Step:
+    return Step(
+        name="tuning",
+        arguments=("train-sft", config(f"sft-{scale.name}"), f"output={scale.policy}", f"run={directory / 'tuning'}"),
+    )
+
+
+def the_heads(scale: Scale, directory: Path) -> Act:
+    return Act(
+        title="two heads",
+        purpose="The same fresh MTP head, trained on the policy's own rollouts with cross-entropy and with e2e TV.",
+        waves=side_by_side(*(train_mtp(scale, directory, objective) for objective in OBJECTIVES)),
+        found=findings.heads,
+    )
+
+
+def train_mtp(scale: Scale, directory: Path, objective: str) -> Step:
+    warm_up = ("loss.warm_up=null",) if objective == "ce" else ()
+    return Step(
+        name=f"head-{objective}",
+        arguments=(
+            "train-mtp",
+            config(f"mtp-{scale.name}"),
+            f"policy={scale.policy}",
+            f"loss.objective={objective}",
+            *warm_up,
+            f"run={directory / f'head-{objective}'}",
+            f"output={head(directory, objective)}",
+        ),
+    )
+
+
+def the_acceptance(scale: Scale, directory: Path) -> Act:
+    return Act(
+        title="acceptance",
+        purpose="How many of three drafts survive on held-out problems, by rule and head, at temperature 1.",
+        waves=side_by_side(*(eval_mtp(scale, directory, objective) for objective in OBJECTIVES)),
+        found=findings.acceptance,
+    )
+
+
+def eval_mtp(scale: Scale, directory: Path, objective: str) -> Step:
+    problems = ("--problems", str(scale.head_problems))
+    rules = ("--rules", "rejection,block,target_only", "--tasks", ",".join(TASKS))
+    return Step(
+        name=f"acceptance-{objective}",
+        arguments=("eval-mtp", str(head(directory, objective)), *rules, *problems, "--json"),
+    )
+
+
+def the_arms(scale: Scale, directory: Path) -> Act:
+    return Act(
+        title="reinforcement learning",
+        purpose="Asynchronous GRPO on the same problems: without MTP, and with each head frozen.",
+        waves=one_by_one(*(train_rl(scale, directory, arm) for arm in ARMS)),
+        found=findings.learning,
+    )
+
+
+def train_rl(scale: Scale, directory: Path, arm: Arm) -> Step:
+    policy = scale.policy if arm.head is None else str(head(directory, arm.head))
+    mtp = ("mtp.mode=none",) if arm.head is None else ("mtp.mode=frozen", f"mtp.rule={arm.rule}")
+    return Step(
+        name=arm.name,
+        arguments=(
+            "train-rl",
+            config(f"rl-{scale.name}"),
+            f"policy={policy}",
+            *mtp,
+            f"run={directory / arm.name}",
+            f"output={directory / 'policies' / arm.name}",
+        ),
+    )
+
+
+def the_report(directory: Path) -> Act:
+    runs = [str(directory / name) for name in (*(f"head-{one}" for one in OBJECTIVES), *(arm.name for arm in ARMS))]
+    return Act(
+        title="the report",
+        purpose="One page with the pictures of this run.",
+        waves=one_by_one(Step(name="report", arguments=("report", *runs, "--out", str(directory / "report.html")))),
+        found=findings.report,
+    )
+
+
+def head(directory: Path, objective: str) -> Path:
+    return directory / "policies" / objective
+
+
+def config(name: str) -> str:
+    return str(CONFIGS / f"{name}.yaml")
+
+
+def commands(acts: Sequence[Act]) -> list[str]:
+    """What would be run, for ``--dry-run``."""
+    return ["bebop " + " ".join(step.arguments) for act in acts for step in act.steps]
