@@ -17,10 +17,24 @@ MAY_IMPORT = {
     "tasks": {"core", "models", "engines"},
     "training": {"core", "models", "engines", "tasks"},
     "rl": {"core", "models", "engines", "tasks", "training"},
+    "audit": {"core", "models", "engines"},
+    "recipes": {"models"},
     "bench": {"core", "models", "engines", "tasks", "training", "rl"},
     "report": {"core", "models", "engines", "tasks", "training", "rl", "bench"},
     "quickstart": {"report"},
-    "cli": {"core", "models", "engines", "tasks", "training", "rl", "bench", "report", "quickstart"},
+    "cli": {
+        "core",
+        "models",
+        "engines",
+        "tasks",
+        "training",
+        "rl",
+        "bench",
+        "report",
+        "quickstart",
+        "audit",
+        "recipes",
+    },
 }
 # The door of ``python -m bebop``.
 ENTRY = "__main__.py"

@@ -1,0 +1,58 @@
+"""The audit's own arms: samples of the exact law, which must pass, and of a biased one, which must not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bebop.audit.checks.law import view_fits
+from bebop.audit.exact import ExactPolicy
+from bebop.audit.fit import Fit, pooled
+from bebop.audit.laws import Law, ends_after, enumerate_law, mixture
+from bebop.audit.plan import CASES, MAX_TOKENS, VIEWS, AuditPlan, Case
+from bebop.audit.records import Effect, Evidence
+from bebop.core.sampling import Sampling
+
+BIAS = 0.05
+"""Share of tokens that the biased arm takes from an adversarial head. For one target mass of 0.60 against a draft's
+of 0.02 that makes 0.57: the size of the bias that vLLM shipped (vllm#54282: 0.60 became 0.63)."""
+
+
+def check_controls(exact: ExactPolicy, plan: AuditPlan) -> Iterator[Evidence]:
+    """Both arms, with as many samples as the engine is asked for."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    cases = [case for case in CASES if case.is_sampled]
+    laws = [exact.law(case.prompt, case.sampling) for case in cases]
+    yield Evidence(check="control/exact", fits=_arm(laws, laws, plan, generator))
+    # Elsewhere the bias would leave the support, which is seen at once.
+    whole = [case for case in cases if case.sampling == Sampling(temperature=case.sampling.temperature)]
+    laws = [exact.law(case.prompt, case.sampling) for case in whole]
+    biased = [_biased(exact, case) for case in whole]
+    distance = sum(_distance(one, other) for one, other in zip(laws, biased, strict=True)) / len(laws)
+    yield Evidence(
+        check="control/biased",
+        fits=_arm(biased, laws, plan, generator),
+        effect=Effect(value=distance, unit="TV of the first token"),
+    )
+
+
+def _arm(sampled: list[Law], tested: list[Law], plan: AuditPlan, generator: torch.Generator) -> tuple[Fit, ...]:
+    """Samples of some laws, tested against others, case by case and together."""
+    by_case = [
+        view_fits("control", source.sample(plan.num_samples, generator), law)
+        for source, law in zip(sampled, tested, strict=True)
+    ]
+    together = [pooled(view, [fits[place] for fits in by_case]) for place, view in enumerate(VIEWS)]
+    return tuple(one for fits in (*by_case, together) for one in fits)
+
+
+def _biased(exact: ExactPolicy, case: Case) -> Law:
+    prompt = case.prompt
+    target, draft = exact.target(prompt).law(case.sampling), exact.draft(prompt).law(case.sampling)
+    return enumerate_law(mixture(target, draft, BIAS), ends_after(MAX_TOKENS))
+
+
+def _distance(one: Law, other: Law) -> float:
+    first, second = (law.project(VIEWS["token 1"]).masses for law in (one, other))
+    return sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in {*first, *second}) / 2

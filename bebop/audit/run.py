@@ -1,0 +1,95 @@
+"""The audit: open the engine on policies with known heads, look at it from all sides, judge."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bebop.audit.checks.controls import check_controls
+from bebop.audit.checks.law import check_laws, check_rows, check_undrafted
+from bebop.audit.checks.logprobs import check_logprobs
+from bebop.audit.checks.replay import check_replay
+from bebop.audit.checks.sleep import check_sleep
+from bebop.audit.checks.speculation import check_speculation
+from bebop.audit.checks.stops import check_stops
+from bebop.audit.checks.weights import check_weights
+from bebop.audit.exact import ExactPolicy
+from bebop.audit.judge import judge
+from bebop.audit.plan import AuditPlan
+from bebop.audit.policies import DraftKind, PolicyRecipe, build_policy, write_policy
+from bebop.audit.records import AuditReport, Evidence
+from bebop.audit.subjects import Subject, quiet_transformers
+from bebop.audit.survey import Session, take_survey
+
+Told = Callable[[str], None]
+"""Called with what is looked at next."""
+
+
+def audit(subject: Subject, plan: AuditPlan, told: Told = lambda _: None) -> AuditReport:
+    """Every check that the plan wants, on every format and head; an error of the engine's ends it."""
+    started = time.monotonic()
+    evidence = [
+        item
+        for format in plan.formats
+        for item in _one_format(subject, PolicyRecipe(format=format, vocabulary=plan.vocabulary), plan, told)
+        if plan.wants(item.check)
+    ]
+    return AuditReport(engine=subject.name, results=judge(evidence, plan), seconds=time.monotonic() - started)
+
+
+def _one_format(subject: Subject, recipe: PolicyRecipe, plan: AuditPlan, told: Told) -> Iterator[Evidence]:
+    if plan.wants("control"):
+        told(f"{recipe.format.value}: the audit's own arms")
+        yield from check_controls(ExactPolicy(build_policy(recipe)), plan)
+    if plan.wants("law/undrafted"):
+        told(f"{recipe.format.value}: without speculation")
+        with opened(subject, recipe, plan, num_draft_tokens=0) as session:
+            yield from check_undrafted(session)
+    for draft in plan.drafts:
+        told(f"{recipe.format.value}: {draft.value} head")
+        with opened(subject, replace(recipe, draft=draft), plan) as session:
+            yield from _look(session)
+
+
+def _look(session: Session) -> Iterator[Evidence]:
+    """The checks of one policy. Those that change the engine's state come last, and once."""
+    plan = session.plan
+    if any(map(plan.wants, ("law", "log-probs", "speculation"))):
+        survey = take_survey(session)
+        yield from check_speculation(session, survey)
+        yield from check_laws(session, survey)
+        yield from check_rows(session, survey)
+        yield from check_logprobs(session, survey)
+    if plan.wants("stops"):
+        yield from check_stops(session)
+    if plan.wants("seeds") or plan.wants("batch"):
+        yield from check_replay(session)
+    if session.recipe.draft is DraftKind.ECHO and plan.wants("sleep"):
+        yield from check_sleep(session)
+    if session.recipe.draft is DraftKind.ECHO and plan.wants("weights"):
+        yield from check_weights(session)
+
+
+@contextmanager
+def opened(
+    subject: Subject, recipe: PolicyRecipe, plan: AuditPlan, *, num_draft_tokens: int | None = None
+) -> Iterator[Session]:
+    """The engine on a policy written to a directory that lives as long."""
+    num_draft_tokens = plan.num_draft_tokens if num_draft_tokens is None else num_draft_tokens
+    with tempfile.TemporaryDirectory(prefix="bebop-audit-") as scratch:
+        directory = Path(scratch) / "policy"
+        with quiet_transformers():
+            policy = write_policy(recipe, directory)
+        with closing(subject.open(directory, num_draft_tokens)) as engine:
+            yield Session(
+                subject=subject,
+                engine=engine,
+                exact=ExactPolicy(policy),
+                recipe=recipe,
+                plan=plan,
+                drafts=num_draft_tokens > 0,
+            )

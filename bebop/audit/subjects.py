@@ -1,0 +1,75 @@
+"""What can be audited on policies that the audit writes: how an engine is opened on a checkpoint directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from bebop.audit.policies import Format
+from bebop.engines.base import Engine
+from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bebop.models.policy import load_policy
+
+_MAX_ROWS = 2048
+
+
+class Subject(Protocol):
+    """An engine under audit."""
+
+    name: str
+    draft_lengths: tuple[int | None, ...]
+    """Draft tokens a request may ask for; None takes the engine's."""
+    formats: tuple[Format, ...]
+    """Checkpoint formats it loads, the usual one first."""
+
+    def open(self, directory: Path, num_draft_tokens: int) -> Engine:
+        """The engine on the policy in ``directory``; 0 draft tokens = without speculation."""
+        ...
+
+
+@runtime_checkable
+class CanSleep(Protocol):
+    """An engine that can give its memory back for a while."""
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedSubject:
+    """The embedded engine with one of its verification rules."""
+
+    rule: str = "rejection"
+    draft_lengths: tuple[int | None, ...] = (1, 2, 3, 5)
+    formats: tuple[Format, ...] = tuple(Format)
+
+    @property
+    def name(self) -> str:
+        return f"embedded, rule {self.rule}"
+
+    def open(self, directory: Path, num_draft_tokens: int) -> Engine:
+        with quiet_transformers():
+            policy = load_policy(directory, dtype=torch.float32)
+        options = EmbeddedOptions(rule=self.rule, num_draft_tokens=num_draft_tokens, max_rows=_MAX_ROWS)
+        return EmbeddedEngine(policy, options)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports: an audit opens many policies."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
