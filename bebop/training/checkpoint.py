@@ -30,6 +30,15 @@ class Trained:
     parameters: Mapping[str, nn.Parameter]
     """Name -> parameter that is trained."""
     optimiser: torch.optim.Optimizer
+    more_optimisers: tuple[torch.optim.Optimizer, ...] = ()
+    """Of parameters that ``optimiser`` does not update."""
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The state, by name, that the parameter's optimiser keeps; empty for one that none of them updates."""
+        for optimiser in (self.optimiser, *self.more_optimisers):
+            if any(parameter is one for group in optimiser.param_groups for one in group["params"]):
+                return optimiser.state[parameter]
+        return {}
 
 
 def save_checkpoint(directory: Path, step: int, trained: Trained) -> Path:
@@ -70,7 +79,7 @@ def optimiser_tensors(trained: Trained) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value.detach().contiguous()
         for name, parameter in trained.parameters.items()
-        for key, value in trained.optimiser.state[parameter].items()
+        for key, value in trained.state_of(parameter).items()
     }
 
 
@@ -86,4 +95,4 @@ def restore(trained: Trained, weights: Mapping[str, Tensor], moments: Mapping[st
         parameter.copy_(weights[name])
     for name, value in moments.items():
         parameter_name, key = name.rsplit("/", 1)
-        trained.optimiser.state[trained.parameters[parameter_name]][key] = value.clone()
+        trained.state_of(trained.parameters[parameter_name])[key] = value.clone()

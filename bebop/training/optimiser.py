@@ -68,11 +68,15 @@ def learning_rate(step: int, num_steps: int, config: OptimiserConfig) -> float:
 
 
 def update(optimiser: torch.optim.Optimizer, lr: float, max_grad_norm: float) -> float:
-    """One clipped update at learning rate ``lr``; returns the gradient's norm before the clip."""
+    """One clipped update at learning rate ``lr``; returns the gradient's norm before the clip.
+
+    A norm that is not finite is returned for the caller to report, and the parameters stay as they were.
+    """
     parameters = [one for group in optimiser.param_groups for one in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     for group in optimiser.param_groups:
         group["lr"] = lr
-    optimiser.step()
+    if math.isfinite(norm):
+        optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm

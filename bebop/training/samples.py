@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from bebop.errors import UserError
 from bebop.tasks.chat import Transcript
@@ -71,10 +72,20 @@ def epochs(samples: Sequence[Sample], per_step: int, seed: int) -> SampleSource:
     return of_step
 
 
-def by_length(samples: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
+class HasTokens(Protocol):
+    """Anything that is a sequence of tokens."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+Sequenced = TypeVar("Sequenced", bound=HasTokens)
+
+
+def by_length(samples: Sequence[Sequenced], token_budget: int) -> list[list[Sequenced]]:
     """Groups of samples of like length, at most ``token_budget`` tokens each with padding; a longer sample is alone."""
-    groups: list[list[Sample]] = []
-    group: list[Sample] = []
+    groups: list[list[Sequenced]] = []
+    group: list[Sequenced] = []
     for one in sorted(samples, key=lambda one: one.num_tokens):
         if group and one.num_tokens * (len(group) + 1) > token_budget:
             groups.append(group)
