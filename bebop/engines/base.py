@@ -135,6 +135,12 @@ class Completion:
     ``logprobs`` are the behaviour log-probs: the target's, at the emitted token, under the request's sampling
     distribution (0 at temperature 0). ``raw_logprobs`` are the target's at temperature 1 without truncation.
     ``entropies`` (nats) are those of the sampling distribution. ``versions`` name the weights that sampled each token.
+
+    ``draft_logprobs`` and ``overlaps`` compare the head with the target wherever a token was drafted and judged
+    (sources drafted and corrected) and are None elsewhere. The former is the log-probability, under the head's
+    distribution after the same sampling settings, of the token that was *emitted*: -inf where that excludes it. The
+    latter is ``sum_v min(p(v), q(v))``, the acceptance at that place before the coin is tossed; q is what the draft was
+    taken from, so for target-only it is the target's probability of the draft. It is None, too, if not measured.
     """
 
     request_id: str
@@ -145,8 +151,18 @@ class Completion:
     entropies: tuple[float, ...]
     sources: tuple[TokenSource, ...]
     versions: tuple[int, ...]
+    draft_logprobs: tuple[float | None, ...]
+    overlaps: tuple[float | None, ...]
     stop_reason: StopReason
     drafts: DraftStats
+
+    def __post_init__(self) -> None:
+        for name in _PER_TOKEN:
+            length = len(getattr(self, name))
+            assert length == len(self.tokens), f"{length} {name} for {len(self.tokens)} tokens"
+
+
+_PER_TOKEN = ("logprobs", "raw_logprobs", "entropies", "sources", "versions", "draft_logprobs", "overlaps")
 
 
 @runtime_checkable

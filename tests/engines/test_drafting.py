@@ -1,13 +1,15 @@
 """Drafts of the engine equal those of the head run step by step from scratch, in the ``ttt`` layout."""
 
+import itertools
+
 import pytest
 import torch
-from small_policies import KINDS, random_prompts, run, small_policy
+from small_policies import KINDS, full_logits, random_prompts, run, small_policy
 from torch import Tensor
 from transformers import DynamicCache
 
-from bebop.core.sampling import Sampling
-from bebop.engines.base import Request
+from bebop.core.sampling import Sampling, distribution
+from bebop.engines.base import Request, TokenSource
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bebop.engines.embedded.selection import Selector
 from bebop.models.policy import Policy
@@ -70,6 +72,52 @@ def emitted(future: list[int], drafts: list[int]) -> int:
     while agree < len(drafts) and agree < len(future) and future[agree] == drafts[agree]:
         agree += 1
     return min(agree + 1, len(drafts) + 1)
+
+
+def rounds_of(sources: tuple[TokenSource, ...]) -> list[range]:
+    """The places that each round emitted: drafts, then one token that was not; a stop may have cut the last."""
+    ends = [place + 1 for place, source in enumerate(sources) if source is not TokenSource.DRAFTED]
+    bounds = sorted({0, *ends, len(sources)})
+    return [range(start, end) for start, end in itertools.pairwise(bounds)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", ["rejection", "target_only"])
+def test_draft_records_compare_the_head_with_the_target_at_the_emitted_tokens(kind: str, rule: str) -> None:
+    policy = small_policy(kind)
+    sampling = Sampling(temperature=1.2, top_p=0.95)
+    (prompt,) = random_prompts((7,))
+    asked = Request(id="a", prompt_tokens=prompt, max_tokens=30, sampling=sampling)
+    (done,) = run(policy, [asked], num_draft_tokens=2, rule=rule)
+    target_TV = distribution(full_logits(policy, prompt + done.tokens)[len(prompt) - 1 : -1], sampling)
+    for places in rounds_of(done.sources):
+        outputs = reference_outputs(
+            policy, list(prompt + done.tokens[: places.start]), list(done.tokens[places.start :])
+        )
+        for place, output_H in zip(places[:2], outputs, strict=False):
+            draft_V = distribution(policy.logits(output_H[None]), sampling)[0]
+            shared = torch.minimum(draft_V, target_TV[place]).sum()
+            overlap = shared if rule == "rejection" else target_TV[place, draft_V.argmax()]
+            assert done.overlaps[place] == pytest.approx(float(overlap), abs=1e-4)
+            assert done.draft_logprobs[place] == pytest.approx(float(draft_V[done.tokens[place]].log()), abs=1e-4)
+    kinds = {source: [i for i, one in enumerate(done.sources) if one is source] for source in TokenSource}
+    assert len(kinds[TokenSource.DRAFTED]) > 2 and len(kinds[TokenSource.CORRECTED]) > 2
+    assert all(done.overlaps[i] is done.draft_logprobs[i] is None for i in kinds[TokenSource.BONUS])
+
+
+def test_draft_records_are_none_where_nothing_was_drafted_or_measured() -> None:
+    policy = small_policy("full")
+    asked = Request(id="a", prompt_tokens=(1, 2, 3), max_tokens=30)
+    (done,) = run(policy, [asked], num_draft_tokens=3)
+    # The statistics count the last round whole, the tokens end where it was cut.
+    cut = sum(done.drafts.overlaps) - sum(value for value in done.overlaps if value is not None)
+    assert 0 <= cut < 3
+    (plain,) = run(policy, [asked], num_draft_tokens=0)
+    assert set(plain.draft_logprobs) == set(plain.overlaps) == {None}
+    (unmeasured,) = run(policy, [asked], num_draft_tokens=3, measure_overlap=False)
+    assert set(unmeasured.overlaps) == {None}
+    assert unmeasured.draft_logprobs == done.draft_logprobs
 
 
 def test_recomputed_distributions_give_the_same_tokens() -> None:

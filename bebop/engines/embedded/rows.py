@@ -13,14 +13,17 @@ Decode = Callable[[list[int]], str]
 class Block:
     """What a round emitted for one row: the accepted drafts and the token after them.
 
-    The per-token lists have ``num_accepted + 1`` entries; ``overlaps`` has one per judged depth.
+    The per-token lists have ``num_accepted + 1`` entries. ``draft_logprobs`` and ``overlaps`` have one for every depth
+    that was judged: the accepted drafts and, unless all ``num_drafts`` were, the one that was refused.
     """
 
     tokens: list[int]
     logprobs: list[float]
     raw_logprobs: list[float]
     entropies: list[float]
+    draft_logprobs: list[float]
     overlaps: list[float]
+    """Empty where they are not measured."""
     num_accepted: int
     num_drafts: int
     finite: bool
@@ -42,6 +45,8 @@ class Row:
     entropies: list[float] = field(default_factory=list)
     sources: list[TokenSource] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    draft_logprobs: list[float | None] = field(default_factory=list)
+    token_overlaps: list[float | None] = field(default_factory=list)
     stop_reason: StopReason | None = None
     num_waiting: int = 0
     """Positions at the end of the cache whose hidden states wait for the head."""
@@ -69,6 +74,8 @@ class Row:
             self.entropies.append(block.entropies[place])
             self.sources.append(_source(block, place))
             self.versions.append(version)
+            self.draft_logprobs.append(_at(block.draft_logprobs, place))
+            self.token_overlaps.append(_at(block.overlaps, place))
             self.stop_reason = self._stop_after(token)
             if self.stop_reason is not None:
                 return
@@ -85,6 +92,8 @@ class Row:
             entropies=tuple(self.entropies),
             sources=tuple(self.sources),
             versions=tuple(self.versions),
+            draft_logprobs=tuple(self.draft_logprobs),
+            overlaps=tuple(self.token_overlaps),
             stop_reason=self.stop_reason,
             drafts=DraftStats(
                 rounds=self.rounds,
@@ -107,7 +116,7 @@ class Row:
             if depth <= block.num_accepted:
                 self.reached[depth] += 1
                 self.accepted[depth] += depth < block.num_accepted
-                self.overlaps[depth] += block.overlaps[depth] if block.overlaps else 0.0
+                self.overlaps[depth] += _at(block.overlaps, depth) or 0.0
 
     def _stop_after(self, token: int) -> StopReason | None:
         request = self.request
@@ -128,6 +137,11 @@ class Row:
         start = max(len(self.request.prompt_tokens), len(self.tokens) - longest - 8)
         tail = self.decode(self.tokens[start:])
         return any(text in tail for text in self.request.stop_strings)
+
+
+def _at(values: list[float], place: int) -> float | None:
+    """The value at a place; None behind the last."""
+    return values[place] if place < len(values) else None
 
 
 def _source(block: Block, place: int) -> TokenSource:

@@ -146,12 +146,14 @@ class Selector:
         raw_bJ = logprob_bJ
         if not _is_plain(chunk.sampling):
             raw_bJ = logits_bJV.gather(2, emitted_bJ[..., None])[..., 0] - logits_bJV.logsumexp(-1)
+        draft_logprob_bK = draft_bKV.gather(2, emitted_bJ[:, :-1, None])[..., 0].log()
         overlap_bK = logprob_bJ[:, :0]
         if self._options.measure_overlap and draft_bK.shape[1] > 0:
             overlap_bK = self._rule.overlap(Drafts(draft_bK, draft_bKV, lengths_b), target_bJV[:, :-1])
         kept_bJ = torch.arange(emitted_bJ.shape[1], device=emitted_bJ.device) <= verdict.num_accepted_B[:, None]
         finite_b1 = (entropy_bJ.isfinite() | ~kept_bJ).all(dim=1, keepdim=True)
-        columns = (verdict.num_accepted_B[:, None], finite_b1, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, overlap_bK)
+        counts = (verdict.num_accepted_B[:, None], finite_b1)
+        columns = (*counts, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, draft_logprob_bK, overlap_bK)
         return torch.cat([column.double() for column in columns], dim=1)
 
     def _streams(self, rows: slice) -> RoundStreams:
@@ -189,16 +191,20 @@ def _seed(seed: int, completion: int) -> int:
 
 
 def _unpack(values: list[float], num_slots: int, num_drafts: int) -> Block:
-    """A row's block out of: accepted, finite, then tokens, log-probs, raw log-probs, entropies (J each), overlaps."""
+    """A row's block out of: accepted, finite, then tokens, log-probs, raw log-probs, entropies (J each), draft
+    log-probs and overlaps (K each, the latter perhaps absent)."""
     num_accepted = int(values[0])
     starts = range(2, 2 + 4 * num_slots, num_slots)
     tokens, logprobs, raw, entropies = (values[start : start + num_accepted + 1] for start in starts)
+    num_judged = min(num_accepted + 1, num_drafts)
+    drafted = 2 + 4 * num_slots
     return Block(
         tokens=[int(token) for token in tokens],
         logprobs=logprobs,
         raw_logprobs=raw,
         entropies=entropies,
-        overlaps=values[2 + 4 * num_slots :][:num_drafts],
+        draft_logprobs=values[drafted : drafted + num_judged],
+        overlaps=values[drafted + num_slots - 1 :][:num_judged],
         num_accepted=num_accepted,
         num_drafts=num_drafts,
         finite=bool(values[1]),
