@@ -3,13 +3,18 @@
 ::
 
     plans -> opening prompts -> engine.stream -> a turn ends -> episode.step -> outcome, or the next turn's prompt
+
+The engine asks for a request whenever a row is free. Episodes are stepped between two completions, or in threads beside
+the generation, which then goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -18,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bebop.core.sampling import Sampling
 from bebop.engines.base import Completion, DraftStats, Engine, Request, StopReason
-from bebop.tasks.base import Episode, Outcome, Problem, Task
+from bebop.tasks.base import Episode, Outcome, Problem, SingleTurn, Task, Turn
 from bebop.tasks.chat import continue_prompt, decode, end_of_turn, open_prompt
 
 CUT_OFF = {
@@ -49,6 +54,19 @@ class EpisodeSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Where episodes are stepped: in the generating thread, or in a pool beside it."""
+
+    pool: Executor | None = None
+    ordered: bool = True
+    """Step episodes of several turns in the generating thread all the same: the moment at which their next turn is
+    ready decides the batch it runs in, and with it the rounding, so in a pool no two runs are equal to the last bit."""
+
+    def in_pool(self, episode: Episode) -> bool:
+        return self.pool is not None and (isinstance(episode, SingleTurn) or not self.ordered)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutTurn:
     """What the environment added to the context, and what the policy answered."""
 
@@ -63,6 +81,8 @@ class Rollout:
     plan: EpisodePlan
     turns: tuple[RolloutTurn, ...]
     outcome: Outcome
+    scoring_seconds: float = 0.0
+    """Time that the episode's own answers took."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -98,6 +118,7 @@ class Attempt:
     episode: Episode
     given_tokens: tuple[int, ...]
     turns: list[RolloutTurn] = field(default_factory=list)
+    scoring_seconds: float = 0.0
 
     def request(self, settings: EpisodeSettings, stop_token: int) -> Request:
         """The next turn as the engine is to sample it."""
@@ -114,45 +135,110 @@ class Attempt:
             stop_token_ids=(stop_token,),
         )
 
-    def take(self, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Outcome | None:
-        """Give the turn to the episode; an outcome ends it, otherwise the next turn's tokens are ready."""
-        self.turns.append(RolloutTurn(given_tokens=self.given_tokens, completion=completion))
-        if completion.stop_reason in CUT_OFF:
-            return Outcome(reward=0.0, reason=CUT_OFF[completion.stop_reason])
-        turn = self.episode.step(decode(tokenizer, completion.tokens[:-1]))
-        if turn.outcome is None:
-            self.given_tokens = tuple(continue_prompt(tokenizer, turn.messages))
-        return turn.outcome
+    def answer(self, text: str | None, stop_reason: StopReason) -> Turn:
+        """The episode's answer to the policy's turn; None is a turn that was cut off."""
+        if text is None:
+            return Turn(outcome=Outcome(reward=0.0, reason=CUT_OFF[stop_reason]))
+        started = time.perf_counter()
+        turn = self.episode.step(text)
+        self.scoring_seconds += time.perf_counter() - started
+        return turn
+
+    def rollout(self, outcome: Outcome) -> Rollout:
+        return Rollout(plan=self.plan, turns=tuple(self.turns), outcome=outcome, scoring_seconds=self.scoring_seconds)
+
+
+class Stage:
+    """The episodes in progress, between the plans and the engine."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        plans: Iterable[EpisodePlan | None],
+        settings: EpisodeSettings,
+        scoring: Scoring,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._plans = iter(plans)
+        self._settings = settings
+        self._scoring = scoring
+        self._ready: deque[Request] = deque()
+        self._playing: dict[str, Attempt] = {}
+        self._scored: list[tuple[Attempt, Future[Turn]]] = []
+        self._finished: deque[Rollout] = deque()
+
+    def requests(self) -> Iterator[Request | None]:
+        """What the engine is to sample; None while turns are sampled or scored and no other plan is ready."""
+        while True:
+            self._collect()
+            if not self._ready and (plan := next(self._plans, None)) is not None:
+                self._enqueue(begin(plan, self._tokenizer))
+            if self._ready:
+                yield self._ready.popleft()
+            elif self._playing or self._scored:
+                yield None
+            else:
+                return
+
+    def take(self, completion: Completion) -> None:
+        """Give a turn of the policy to its episode."""
+        attempt = self._playing.pop(completion.request_id)
+        attempt.turns.append(RolloutTurn(given_tokens=attempt.given_tokens, completion=completion))
+        reason = completion.stop_reason
+        text = None if reason in CUT_OFF else decode(self._tokenizer, completion.tokens[:-1])
+        pool = self._scoring.pool
+        if pool is not None and text is not None and self._scoring.in_pool(attempt.episode):
+            self._scored.append((attempt, pool.submit(attempt.answer, text, reason)))
+        else:
+            self._settle(attempt, attempt.answer(text, reason))
+
+    def finished(self) -> Iterator[Rollout]:
+        """The rollouts that have ended since the last call."""
+        self._collect()
+        while self._finished:
+            yield self._finished.popleft()
+
+    def _collect(self) -> None:
+        """Take over what the pool has answered."""
+        waiting = []
+        for attempt, answer in self._scored:
+            if answer.done():
+                self._settle(attempt, answer.result())
+            else:
+                waiting.append((attempt, answer))
+        self._scored = waiting
+
+    def _settle(self, attempt: Attempt, turn: Turn) -> None:
+        """An outcome ends the attempt; otherwise its next turn is ready."""
+        if turn.outcome is not None:
+            self._finished.append(attempt.rollout(turn.outcome))
+        else:
+            attempt.given_tokens = tuple(continue_prompt(self._tokenizer, turn.messages))
+            self._enqueue(attempt)
+
+    def _enqueue(self, attempt: Attempt) -> None:
+        request = attempt.request(self._settings, end_of_turn(self._tokenizer))
+        self._playing[request.id] = attempt
+        self._ready.append(request)
 
 
 def run_episodes(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, plans: Sequence[EpisodePlan], settings: EpisodeSettings
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    plans: Iterable[EpisodePlan | None],
+    settings: EpisodeSettings,
+    scoring: Scoring | None = None,
 ) -> Iterator[Rollout]:
-    """Play every plan to its end; rollouts come as they finish."""
-    ready: deque[Request] = deque()
-    playing: dict[str, Attempt] = {}
-    waiting = iter(plans)
+    """Play the plans; rollouts come as they finish.
 
-    def next_turn(attempt: Attempt) -> None:
-        request = attempt.request(settings, end_of_turn(tokenizer))
-        playing[request.id] = attempt
-        ready.append(request)
-
-    def requests() -> Iterator[Request | None]:
-        while True:
-            if not ready and (plan := next(waiting, None)) is not None:
-                next_turn(begin(plan, tokenizer))
-            if not ready and not playing:
-                return
-            yield ready.popleft() if ready else None
-
-    for completion in engine.stream(requests()):
-        attempt = playing.pop(completion.request_id)
-        outcome = attempt.take(completion, tokenizer)
-        if outcome is None:
-            next_turn(attempt)
-        else:
-            yield Rollout(plan=attempt.plan, turns=tuple(attempt.turns), outcome=outcome)
+    Plans are taken as rows become free, and None among them says that none is ready yet. The iterator ends when
+    everything taken is played and no plan is ready.
+    """
+    stage = Stage(tokenizer, plans, settings, scoring or Scoring())
+    for completion in engine.stream(stage.requests()):
+        stage.take(completion)
+        yield from stage.finished()
+    yield from stage.finished()
 
 
 def begin(plan: EpisodePlan, tokenizer: PreTrainedTokenizerBase) -> Attempt:

@@ -1,0 +1,78 @@
+"""`bebop train-rl CONFIG`: reinforcement learning with drafted rollouts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
+from bebop.cli.progress import progress
+from bebop.cli.resuming import open_run
+from bebop.cli.train_mtp import check_output
+from bebop.errors import UserError
+from bebop.metrics import Mean
+from bebop.models.policy import save_policy
+from bebop.rl.config import TrainRL
+from bebop.rl.fleet import Interrupted
+from bebop.rl.loop import Observer, train_rl
+
+
+def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
+    """Train a policy by GRPO; its rollouts are drafted by its MTP head and verified exactly.
+
+    Interrupted, the same command goes on from the last checkpoint of its run directory.
+
+    Example: bebop train-rl configs/train-rl-tiny.yaml async.max_lag=0 mtp.mode=none
+    """
+    settings = resolve(TrainRL, config, overrides, dry_run=dry_run)
+    check_output(settings.output)
+    if settings.resume == "never" and settings.run.exists():
+        raise UserError(f"{settings.run} is there already; name another run=DIRECTORY or set resume=auto")
+    run = open_run(settings.run, settings, settings.seed)
+    with progress("train-rl", settings.steps) as show, stoppable() as called_off:
+        observer = Observer(show=lambda step, metrics: show(step, figures(metrics)), is_called_off=called_off.is_set)
+        try:
+            policy = train_rl(settings, run, observer)
+        except Interrupted as stop:
+            print(f"stopped at a checkpoint; the same command goes on from there ({settings.run})")
+            raise KeyboardInterrupt from stop
+    save_policy(policy, settings.output)
+    print(f"the trained policy is in {settings.output}, the run in {settings.run}")
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; a second one ends the command at once."""
+    called_off = threading.Event()
+
+    def call_off(number: int, frame: object) -> None:
+        if called_off.is_set():
+            raise KeyboardInterrupt
+        called_off.set()
+        Console(stderr=True).print("stopping at the next safe point; once more stops at once", highlight=False)
+
+    before = {number: signal.signal(number, call_off) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield called_off
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def figures(metrics: Mapping[str, Mean | float]) -> str:
+    """The line that progress shows."""
+    parts = [f"reward {number(metrics['reward']):.3f}", f"entropy {number(metrics['entropy']):.2f}"]
+    if "mtp/accept_length" in metrics:
+        parts.append(f"length {number(metrics['mtp/accept_length']):.2f}")
+    if "heldout_reward" in metrics:
+        parts.append(f"held out {number(metrics['heldout_reward']):.3f}")
+    parts.append(f"{number(metrics['time/step']):.1f} s/step  {number(metrics['tokens_per_second']):.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def number(value: Mean | float) -> float:
+    return value.value if isinstance(value, Mean) else value

@@ -1,0 +1,83 @@
+"""The one place where a setting becomes an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from bebop.engines.base import Completion, Engine, Request
+from bebop.engines.embedded.engine import EmbeddedEngine
+from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.errors import UserError
+from bebop.models.policy import Policy
+from bebop.rl.config import MTPConfig, RolloutConfig
+
+
+def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engine:
+    """The engine that ``rollout.engine`` names, drafting as ``mtp`` says. It samples with the policy's own modules."""
+    if rollout.engine != "embedded":
+        raise UserError(f"rollout.engine={rollout.engine} cannot be used by train-rl yet; set rollout.engine=embedded")
+    k = 0 if mtp.mode == "none" else mtp.k
+    return EmbeddedEngine(policy, EmbeddedOptions(rule=mtp.rule, num_draft_tokens=k, max_rows=rollout.rows))
+
+
+class TimedEngine:
+    """An engine that counts the seconds in which it had something to sample."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._busy_seconds = 0.0
+
+    def take_busy_seconds(self) -> float:
+        """Seconds since the last call."""
+        seconds, self._busy_seconds = self._busy_seconds, 0.0
+        return seconds
+
+    def generate(self, requests: Iterable[Request]) -> list[Completion]:
+        return self._engine.generate(requests)
+
+    def stream(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        watch = _Watch(requests)
+        completions = self._engine.stream(watch)
+        while True:
+            watch.not_sampling = 0.0
+            started = time.perf_counter()
+            completion = next(completions, None)
+            self._busy_seconds += time.perf_counter() - started - watch.not_sampling
+            if completion is None:
+                return
+            watch.num_sampled -= 1
+            yield completion
+
+    def load_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        self._engine.load_weights(version, tensors)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _Watch:
+    """Passes requests on, and measures the time in which the engine waits for them with nothing to sample."""
+
+    def __init__(self, requests: Iterable[Request | None]) -> None:
+        self._requests = iter(requests)
+        self._idle_since: float | None = None
+        self.num_sampled = 0
+        """Completions that the engine owes."""
+        self.not_sampling = 0.0
+
+    def __iter__(self) -> Iterator[Request | None]:
+        return self
+
+    def __next__(self) -> Request | None:
+        asked = time.perf_counter() if self._idle_since is None else self._idle_since
+        try:
+            request = next(self._requests)
+        finally:
+            self.not_sampling += time.perf_counter() - asked
+        if request is not None:
+            self.num_sampled += request.num_completions
+        self._idle_since = time.perf_counter() if request is None and self.num_sampled == 0 else None
+        return request
