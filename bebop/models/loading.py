@@ -61,7 +61,7 @@ def load_policy(
     backbone = _load_backbone(spec, dtype or stored_dtype(spec), target)
     policy = Policy(
         backbone=backbone,
-        tokenizer=_load_tokenizer(spec.directory, spec.config),
+        tokenizer=load_tokenizer(spec.directory, spec.config),
         contract=spec.contract,
         source=spec.directory,
     )
@@ -144,7 +144,8 @@ def _load_backbone(spec: PolicySpec, dtype: torch.dtype, device: torch.device) -
     return backbone.eval()
 
 
-def _load_tokenizer(directory: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(directory: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+    """The directory's tokenizer; None where it has none."""
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     return AutoTokenizer.from_pretrained(directory, config=config, local_files_only=True)
