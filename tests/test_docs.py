@@ -75,6 +75,12 @@ def test_every_page_is_in_the_index() -> None:
 # What documents tell of the code in tables.
 
 
+def test_every_module_of_the_core_has_its_place_in_the_mathematics() -> None:
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    modules = [path.stem for path in (ROOT / "bebop" / "core").glob("*.py") if path.stem != "__init__"]
+    assert [name for name in modules if f"`bebop.core.{name}`" not in text] == []
+
+
 def test_the_table_of_objectives_is_that_of_the_code() -> None:
     rows = Document.read(ROOT / "docs" / "math.md").table("objective")
     assert [row[0] for row in rows] == list(OBJECTIVES)
