@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bebop.files import atomic_directory
 from bebop.models.policy import Policy
+from bebop.training.packing import Pack, can_be_packed, decoder_inputs, single_rows
 from bebop.training.samples import Sample
-from bebop.training.transcripts import TokenBatch, pad
 
 SHARD_BATCHES = 16
 """Forwards whose states go into one file."""
@@ -37,8 +37,8 @@ class Hiddens:
     """What enters the lm_head; the same tensor for most heads."""
 
 
-HiddenSource = Callable[[Sequence[Sample], TokenBatch], Hiddens]
-"""(samples, the same padded) -> their hidden states, on the policy's device."""
+HiddenSource = Callable[[Pack[Sample]], Hiddens]
+"""Micro-batch -> its hidden states, on the policy's device."""
 Tick = Callable[[], None]
 """Called after every forward."""
 Groups = Sequence[Sequence[Sample]]
@@ -47,14 +47,26 @@ Groups = Sequence[Sequence[Sample]]
 
 def recomputed(policy: Policy) -> HiddenSource:
     """The backbone runs in every step."""
+    is_packable = can_be_packed(policy.config)
 
-    def of_batch(samples: Sequence[Sample], batch: TokenBatch) -> Hiddens:
-        del samples
+    def of_pack(pack: Pack[Sample]) -> Hiddens:
+        if pack.batch.starts_BT is not None and not is_packable:
+            return alone(policy, pack)
+        batch = pack.batch.to(policy.device)
+        given = decoder_inputs(batch, policy.dtype)
         with torch.no_grad():
-            state = policy.run_backbone(batch.tokens_BT)
+            state = policy.run_backbone(
+                batch.tokens_BT, position_ids_BT=given.positions_BT, attention_mask=given.mask_B1TT
+            )
         return Hiddens(draft_input_BTH=state.draft_input_BTH, target_BTH=state.hidden_BTH)
 
-    return of_batch
+    return of_pack
+
+
+def alone(policy: Policy, pack: Pack[Sample]) -> Hiddens:
+    """For backbones that would carry state from one sequence into the next: one sequence a row, then packed."""
+    (states,) = forwards(policy, [pack.members], lambda: None)
+    return from_store(policy, states.__getitem__)(pack)
 
 
 def in_memory(policy: Policy, groups: Groups, tick: Tick) -> HiddenSource:
@@ -89,26 +101,26 @@ def write_shards(states: Iterator[dict[str, Tensor]], directory: Path) -> None:
 def forwards(policy: Policy, groups: Groups, tick: Tick) -> Iterator[dict[str, Tensor]]:
     """Sample id -> [T, H] on the CPU, forward by forward."""
     for group in groups:
-        batch = pad([one.transcript for one in group])
+        tokens_BT = single_rows(group).batch.tokens_BT
         with torch.no_grad():
-            states_BTH = policy.run_backbone(batch.tokens_BT.to(policy.device)).draft_input_BTH.cpu()
+            states_BTH = policy.run_backbone(tokens_BT.to(policy.device)).draft_input_BTH.cpu()
         yield {one.id: states_BTH[row, : one.num_tokens].clone() for row, one in enumerate(group)}
         tick()
 
 
 def from_store(policy: Policy, read: Callable[[str], Tensor]) -> HiddenSource:
-    """Hidden states out of a store that knows them by sample id, padded with zeros."""
+    """Hidden states out of a store that knows them by sample id, with zeros on the padding."""
     takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
     norm = policy.backbone.get_decoder().get_submodule("norm")
 
-    def of_batch(samples: Sequence[Sample], batch: TokenBatch) -> Hiddens:
-        shape = (*batch.tokens_BT.shape, policy.config.hidden_size)
+    def of_pack(pack: Pack[Sample]) -> Hiddens:
+        shape = (*pack.batch.tokens_BT.shape, policy.config.hidden_size)
         states_BTH = torch.zeros(shape, dtype=policy.dtype)
-        for row, one in enumerate(samples):
-            states_BTH[row, : one.num_tokens] = read(one.id)[: one.num_tokens]
+        for one, place in zip(pack.members, pack.places, strict=True):
+            states_BTH[place.row, place.start : place.start + one.num_tokens] = read(one.id)[: one.num_tokens]
         states_BTH = states_BTH.to(policy.device)
         with torch.no_grad():
             target_BTH = norm(states_BTH) if takes_pre_norm else states_BTH
         return Hiddens(draft_input_BTH=states_BTH, target_BTH=target_BTH)
 
-    return of_batch
+    return of_pack

@@ -2,7 +2,7 @@
 
 ::
 
-    samples(step) -> micro-batches -> frozen hiddens -> unroll -> fused loss -> AdamW on the head -> checkpoint
+    samples(step) -> packed micro-batches -> frozen hiddens -> unroll -> fused loss -> AdamW on the head -> checkpoint
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.hidden import Hiddens, HiddenSource
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.optimiser import learning_rate, open_optimiser, update
-from bebop.training.samples import Sample, SampleSource, by_length
-from bebop.training.transcripts import TokenBatch, pad
+from bebop.training.packing import packs
+from bebop.training.samples import Sample, SampleSource
 from bebop.training.unroll import unroll
 from bebop.training.unroll_attention import LAYOUTS
 
@@ -152,24 +152,25 @@ def accumulate(
 ) -> list[ChainLoss]:
     """Backward through every micro-batch; the gradient is that of the mean over all counted rows of the step."""
     curriculum, objective = how
-    groups = by_length(samples, config.data.micro_batch_tokens)
-    batches = [pad([one.transcript for one in group]) for group in groups]
-    plans = [plan_chains(on_device(batch, policy.device), config.unroll.depths) for batch in batches]
+    micro_batches = packs(samples, config.data.micro_batch_tokens)
+    plans = [plan_chains(one.batch.to(policy.device), config.unroll.depths) for one in micro_batches]
     num_rows = sum(plan.num_counted for plan in plans)
     losses = []
-    for group, batch, plan in zip(groups, batches, plans, strict=True):
-        chains = draft_chains(policy, hiddens(group, on_device(batch, policy.device)), plan, config.unroll.layout)
+    for pack, plan in zip(micro_batches, plans, strict=True):
+        chains = draft_chains(policy, hiddens(pack), plan, config.unroll.layout, recompute=config.unroll.recompute)
         loss = chain_loss(policy, chains, objective, curriculum, fused=config.loss.fused)
         (loss.loss_N.sum() * plan.num_depths / num_rows).backward()
         losses.append(loss)
     return losses
 
 
-def draft_chains(policy: Policy, hiddens: Hiddens, plan: ChainPlan, layout: str) -> DraftChains:
+def draft_chains(
+    policy: Policy, hiddens: Hiddens, plan: ChainPlan, layout: str, *, recompute: bool = False
+) -> DraftChains:
     """Unroll the head along the plan's chains and gather what the loss compares."""
     mixed = policy.dtype != torch.float32
     with torch.autocast(policy.device.type, policy.dtype, enabled=mixed):
-        made = unroll(policy, hiddens.draft_input_BTH, plan, LAYOUTS[layout])
+        made = unroll(policy, hiddens.draft_input_BTH, plan, LAYOUTS[layout], recompute=recompute)
     return DraftChains(
         draft_states_NKH=made.states_NKH.to(policy.dtype),
         target_states_PH=hiddens.target_BTH.flatten(0, 1),
@@ -224,10 +225,6 @@ def diverged(what: str, step: int, samples: Sequence[Sample]) -> str:
         f"the {what} of step {step} is not finite; lower optimiser.lr and resume from the last checkpoint, "
         f"which is whole (the step's sequences: {ids})"
     )
-
-
-def on_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    return TokenBatch(tokens_BT=batch.tokens_BT.to(device), is_target_BT=batch.is_target_BT.to(device))
 
 
 def as_metrics(report: MTPReport) -> dict[str, float | Mean]:

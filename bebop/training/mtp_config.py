@@ -46,7 +46,8 @@ class DataConfig(ConfigModel):
     per_step: int = Field(default=32, ge=1)
     """Sequences per update."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens (with padding) that are unrolled at once; gradients of the parts add up to one update."""
+    """Tokens (packed, with what padding is left) that are unrolled at once; gradients of the parts add up to one
+    update."""
     seed: int = 0
     """Of the order of the sequences."""
 
@@ -59,6 +60,8 @@ class UnrollConfig(ConfigModel):
     deployed: int = Field(default=3, ge=1)
     """K in use; metrics report the accept length for it."""
     layout: str = "ttt"
+    recompute: bool = False
+    """Keep the inputs of each depth alone and run it again in the backward pass: less memory, a third more time."""
 
     @model_validator(mode="after")
     def _check(self) -> UnrollConfig:

@@ -40,10 +40,10 @@ from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_epis
 from bebop.training.bootstrap import Tally
 from bebop.training.chain_plan import plan_chains
 from bebop.training.hidden import recomputed
-from bebop.training.mtp import draft_chains, lm_head_weight, on_device
-from bebop.training.samples import Sample, by_length
+from bebop.training.mtp import draft_chains, lm_head_weight
+from bebop.training.packing import packs
+from bebop.training.samples import Sample
 from bebop.training.teacher_forced import ChainFigures, Questions, chain_figures, round_starts
-from bebop.training.transcripts import pad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,16 +110,16 @@ def rollout_chains(policy: Policy, rollouts: Sequence[Rollout], settings: EvalSe
     ]
     found: dict[str, RolloutChains] = {}
     hiddens = recomputed(policy)
-    for group in by_length(samples, settings.batch_tokens):
-        batch = on_device(pad([one.transcript for one in group]), policy.device)
-        plan = plan_chains(batch, settings.num_drafts)
-        chains = draft_chains(policy, hiddens(group, batch), plan, "ttt")
+    for pack in packs(samples, settings.batch_tokens):
+        plan = plan_chains(pack.batch.to(policy.device), settings.num_drafts)
+        chains = draft_chains(policy, hiddens(pack), plan, "ttt")
         figures = joined(list(in_tiles(policy, chains, settings)))
         row_N, _ = (one.cpu() for one in plan.is_real_BA.nonzero(as_tuple=True))
         anchor_N = plan.anchors_BA[plan.is_real_BA].cpu()
         is_whole_N = plan.depth_mask_NK.all(-1).cpu()
-        for row, one in enumerate(group):
-            mine_N = row_N == row
+        for one, place in zip(pack.members, pack.places, strict=True):
+            end = place.start + one.num_tokens
+            mine_N = (row_N == place.row) & (anchor_N >= place.start) & (anchor_N < end)
             found[one.id] = RolloutChains(
                 anchors=anchor_N[mine_N].tolist(), is_whole_N=is_whole_N[mine_N], figures=figures.picked(mine_N)
             )

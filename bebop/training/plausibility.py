@@ -15,9 +15,9 @@ from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.runs import Mean
 from bebop.training.hidden import recomputed
-from bebop.training.mtp import lm_head_weight, on_device
+from bebop.training.mtp import lm_head_weight
+from bebop.training.packing import single_rows
 from bebop.training.samples import Sample
-from bebop.training.transcripts import pad
 
 NUM_SAMPLES = 8
 ROWS_AT_ONCE = 256
@@ -38,8 +38,8 @@ def check_plausible(policy: Policy, samples: Sequence[Sample], origin: str) -> N
 @torch.no_grad()
 def surprise_of(policy: Policy, sample: Sample) -> Mean:
     """Negative log-likelihood of the policy's tokens in one sample, nats."""
-    batch = on_device(pad([sample.transcript]), policy.device)
-    hidden_BTH = recomputed(policy)([sample], batch).target_BTH
+    pack = single_rows([sample])
+    batch, hidden_BTH = pack.batch.to(policy.device), recomputed(policy)(pack).target_BTH
     is_target_T = batch.is_target_BT[0, 1:]
     hidden_NH, tokens_N = hidden_BTH[0, :-1][is_target_T], batch.tokens_BT[0, 1:][is_target_T]
     total = 0.0

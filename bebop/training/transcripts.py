@@ -30,12 +30,20 @@ TranscriptSource = Callable[[int], list[Transcript]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBatch:
-    """Some transcripts of like length."""
+    """Some transcripts as rows of tokens: one a row, or several end to end (``training.packing``)."""
 
     tokens_BT: Tensor
     """int64, padded on the right with 0."""
     is_target_BT: Tensor
     """bool: the token here is one the policy is to write."""
+    starts_BT: Tensor | None = None
+    """int64: where in its row the sequence of each position begins; padding is a sequence by token. None: one a row."""
+
+    def to(self, device: torch.device) -> TokenBatch:
+        starts_BT = None if self.starts_BT is None else self.starts_BT.to(device)
+        return TokenBatch(
+            tokens_BT=self.tokens_BT.to(device), is_target_BT=self.is_target_BT.to(device), starts_BT=starts_BT
+        )
 
     @property
     def num_targets(self) -> int:

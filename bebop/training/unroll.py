@@ -1,10 +1,11 @@
 """The head applied K times along every chain, in training: teacher-forced tokens, attention as the layout says.
 
 Depth 1 runs at every position of the row, because its keys are what an engine has committed; deeper depths run at the
-anchors alone (``plain`` excepted). Depth k takes the vector that depth k-1 handed on, the embedding of token i + k and
-the rotary position i + k - 1 (spec, section 5, "Alignment").
+anchors alone (``plain`` excepted), one after the other without padding. Depth k takes the vector that depth k-1 handed
+on, the embedding of token i + k and the rotary position i + k - 1, counted from the first token of its own sequence
+(spec, section 5, "Alignment").
 
-Shapes: B rows, T tokens, A anchors of a row, N chains, K depths, H hidden size.
+Shapes: B rows, T tokens, A anchors of a row, N chains that run, K depths, H hidden size.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from bebop.models.head import HeadState, MTPHead
 from bebop.models.policy import Policy
 from bebop.training.chain_plan import ChainPlan, spread_to_every_position
-from bebop.training.unroll_attention import IMPLEMENTATION, Attend, Layout
+from bebop.training.packing import positions_in_sequence
+from bebop.training.unroll_attention import IMPLEMENTATION, Anchors, Attend, LayoutKind
 
-MakeLayout = Callable[[Tensor], Layout]
-"""anchors_BA -> the layout of one unroll."""
+RunHead = Callable[[Tensor, Tensor, Tensor, Attend], HeadState]
+"""(hiddens, token embeddings, positions, attention) -> one depth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,47 +39,67 @@ class Unrolled:
     """The plan that was unrolled; ``plain`` spreads the anchors, which keeps the chains' order."""
 
 
-def unroll(policy: Policy, draft_input_BTH: Tensor, plan: ChainPlan, make_layout: MakeLayout) -> Unrolled:
-    """Unroll ``policy.head`` from the backbone's hiddens; gradients reach the head's parameters alone."""
+def unroll(
+    policy: Policy, draft_input_BTH: Tensor, plan: ChainPlan, kind: LayoutKind, *, recompute: bool = False
+) -> Unrolled:
+    """Unroll ``policy.head`` from the backbone's hiddens; gradients reach the head's parameters alone.
+
+    ``recompute``: keep no activations within a depth and run it again in the backward pass.
+    """
     head = policy.head
     assert head is not None, "a policy with a head"
-    layout = make_layout(plan.anchors_BA)
-    if layout.drafts_everywhere:
+    if kind.drafts_everywhere:
         plan = spread_to_every_position(plan)
-    with attention_of_unrolls(head):
-        state = _first_depth(policy, head, draft_input_BTH, plan, layout.first())
-        states_BAH = [state.output_BTH]
-        for depth in range(2, plan.num_depths + 1):
-            state = _next_depth(policy, head, state.recycle_BTH, plan, (depth, layout.next()))
-            states_BAH.append(state.output_BTH)
-    return Unrolled(states_NKH=torch.stack(states_BAH, dim=2)[plan.is_real_BA], plan=plan)
-
-
-def _first_depth(policy: Policy, head: MTPHead, draft_input_BTH: Tensor, plan: ChainPlan, attend: Attend) -> HeadState:
-    """Depth 1 at every position that has a next token, then the anchors' share of it."""
-    num_rows, num_positions = plan.tokens_BT.shape[0], plan.tokens_BT.shape[1] - 1
-    positions_BT = torch.arange(num_positions, device=plan.tokens_BT.device).expand(num_rows, -1)
-    embeds_BTH = policy.embed(plan.tokens_BT[:, 1:])
-    state = head(draft_input_BTH[:, :-1], embeds_BTH, positions_BT, attention_mask=as_mask(attend))
-    rows_B1 = torch.arange(num_rows, device=plan.tokens_BT.device)[:, None]
-    return HeadState(
-        output_BTH=state.output_BTH[rows_B1, plan.anchors_BA],
-        recycle_BTH=state.recycle_BTH[rows_B1, plan.anchors_BA],
+    runs_BA = torch.ones_like(plan.is_real_BA) if kind.drafts_everywhere else plan.is_real_BA
+    anchors = Anchors(places_BA=plan.anchors_BA, runs_BA=runs_BA, starts_BT=plan.starts_BT)
+    layout = kind.make(anchors)
+    run = recomputing(head) if recompute else running(head)
+    everywhere = _first_depth(policy, run, draft_input_BTH, plan, layout.first())
+    states_NH = [everywhere.output_BTH[anchors.rows_N, anchors.places_N]]
+    recycle_NH = everywhere.recycle_BTH[anchors.rows_N, anchors.places_N]
+    for depth in range(2, plan.num_depths + 1):
+        embeds_NH = policy.embed(plan.tokens_after(depth)[runs_BA])
+        positions_N = (plan.anchors_BA - plan.starts_BA + depth - 1)[runs_BA]
+        state = run(recycle_NH[None], embeds_NH[None], positions_N[None], layout.next())
+        states_NH.append(state.output_BTH[0])
+        recycle_NH = state.recycle_BTH[0]
+    states_NKH = torch.stack(states_NH, dim=1)
+    return Unrolled(
+        states_NKH=states_NKH[plan.is_real_BA[runs_BA]] if kind.drafts_everywhere else states_NKH, plan=plan
     )
 
 
-def _next_depth(
-    policy: Policy, head: MTPHead, recycle_BAH: Tensor, plan: ChainPlan, depth: tuple[int, Attend]
-) -> HeadState:
-    """One deeper depth at the anchors."""
-    number, attend = depth
-    embeds_BAH = policy.embed(plan.tokens_after(number))
-    return head(recycle_BAH, embeds_BAH, plan.anchors_BA + number - 1, attention_mask=as_mask(attend))
+def _first_depth(policy: Policy, run: RunHead, draft_input_BTH: Tensor, plan: ChainPlan, attend: Attend) -> HeadState:
+    """Depth 1 at every position that has a next token."""
+    starts_BT = torch.zeros_like(plan.tokens_BT) if plan.starts_BT is None else plan.starts_BT
+    positions_BT = positions_in_sequence(starts_BT)[:, :-1]
+    return run(draft_input_BTH[:, :-1], policy.embed(plan.tokens_BT[:, 1:]), positions_BT, attend)
 
 
-def as_mask(attend: Attend) -> Any:
-    """The attention of a depth, in the place of the mask that the decoder layer hands on unread."""
-    return attend
+def running(head: MTPHead) -> RunHead:
+    """The head as it is; the attention of a depth takes the place of the mask that its layer hands on unread."""
+
+    def run(hidden_BTH: Tensor, embeds_BTH: Tensor, positions_BT: Tensor, attend: Attend) -> HeadState:
+        mask: Any = attend
+        with attention_of_unrolls(head):
+            return head(hidden_BTH, embeds_BTH, positions_BT, attention_mask=mask)
+
+    return run
+
+
+def recomputing(head: MTPHead) -> RunHead:
+    """The same, keeping a depth's inputs alone for the backward pass."""
+    plainly = running(head)
+
+    def run(hidden_BTH: Tensor, embeds_BTH: Tensor, positions_BT: Tensor, attend: Attend) -> HeadState:
+        def tensors(hidden_BTH: Tensor) -> tuple[Tensor, Tensor]:
+            state = plainly(hidden_BTH, embeds_BTH, positions_BT, attend)
+            return state.output_BTH, state.recycle_BTH
+
+        output_BTH, recycle_BTH = checkpoint(tensors, hidden_BTH, use_reentrant=False)
+        return HeadState(output_BTH=output_BTH, recycle_BTH=recycle_BTH)
+
+    return run
 
 
 @contextmanager

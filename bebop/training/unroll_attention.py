@@ -6,11 +6,13 @@
 ``kvshare``           committed depth-1 keys alone; the query advances and leaves no key
 ====================  =====================================================================================
 
+All of these are keys of the anchor's own sequence, where a row holds several.
+
 The decoder layer computes queries, keys and values; ``unroll_attention`` is what it then calls. The record that decides
 (an ``Attend``) travels where a mask would, so nothing about an unroll is kept in the modules.
 
 Shapes: B rows, T committed positions, A queries of a row (T at depth 1, its anchors below), G key heads, R query heads
-per key head, Q = G R query heads, D head size, M depths of a chain with keys of their own.
+per key head, Q = G R query heads, D head size, X heads of any kind, N chains.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from bebop.training.packing import sees_BTT
 
 IMPLEMENTATION = "bebop_unroll"
 """The name under which ``unroll_attention`` is known to transformers."""
@@ -43,100 +47,169 @@ class Projected:
     def query_BGRAD(self) -> Tensor:
         return self.query_BQAD.unflatten(1, (self.key_BGAD.shape[1], -1))
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Projected:
+        return Projected(
+            query_BQAD=change(self.query_BQAD),
+            key_BGAD=change(self.key_BGAD),
+            value_BGAD=change(self.value_BGAD),
+            scale=self.scale,
+        )
+
 
 Attend = Callable[[Projected], Tensor]
 """One depth's attention: -> out_BQAD."""
 
 
-class Layout(Protocol):
-    """The attention of one unroll, depth by depth; made anew for every batch."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchors:
+    """Where the chains of a batch begin; below depth 1 they run one after the other, without the rows' padding."""
 
-    drafts_everywhere: bool
-    """True: deeper depths must run at every position, because others attend there."""
+    places_BA: Tensor
+    runs_BA: Tensor
+    """bool: whether there is such a chain."""
+    starts_BT: Tensor | None
+    """Where the sequence of each position begins, in rows that hold several."""
+
+    @property
+    def rows_N(self) -> Tensor:
+        return self.runs_BA.nonzero(as_tuple=True)[0]
+
+    @property
+    def places_N(self) -> Tensor:
+        return self.places_BA[self.runs_BA]
+
+    def in_rows(self, heads_1XND: Tensor) -> Tensor:
+        """[B, X, A, D]; zeros where there is no chain."""
+        num_heads, _, size = heads_1XND.shape[1:]
+        heads_BAXD = heads_1XND.new_zeros(*self.runs_BA.shape, num_heads, size)
+        heads_BAXD[self.runs_BA] = heads_1XND[0].transpose(0, 1)
+        return heads_BAXD.transpose(1, 2)
+
+    def in_a_line(self, heads_BXAD: Tensor) -> Tensor:
+        """[1, X, N, D]: the inverse of ``in_rows``."""
+        return heads_BXAD.transpose(1, 2)[self.runs_BA].transpose(0, 1)[None]
+
+    def hidden_BAT(self, num_committed: int) -> Tensor:
+        """bool: the committed keys that an anchor may not attend to: later ones, and those of other sequences."""
+        keys_T = torch.arange(num_committed, device=self.places_BA.device)
+        hidden_BAT = keys_T > self.places_BA[..., None]
+        if self.starts_BT is not None:
+            hidden_BAT |= keys_T < self.starts_BT.gather(1, self.places_BA)[..., None]
+        return hidden_BAT
+
+
+class Layout(Protocol):
+    """The attention of one unroll, depth by depth; made anew for every batch.
+
+    An ``Attend`` may be called again with the same input: recomputation in the backward pass does.
+    """
 
     def first(self) -> Attend:
         """Depth 1, at every position of the row."""
         ...
 
     def next(self) -> Attend:
-        """The depth after the last one asked for, at the anchors."""
+        """The depth after the last one asked for, at the anchors in a line."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Plain:
     """Causal attention among the keys of the same depth."""
 
-    drafts_everywhere = True
-
-    def __init__(self, anchors_BA: Tensor) -> None:
-        del anchors_BA
+    anchors: Anchors
 
     def first(self) -> Attend:
-        return causal
+        return within_sequences(self.anchors.starts_BT)
 
     def next(self) -> Attend:
-        return causal
+        attend_rows = within_sequences(self.anchors.starts_BT)
+
+        def attend(projected: Projected) -> Tensor:
+            return self.anchors.in_a_line(attend_rows(projected.mapped(self.anchors.in_rows)))
+
+        return attend
 
 
 @dataclass(slots=True)
 class Committed:
     """Attention to the depth-1 keys up to the anchor and, where chains keep keys, to the chain's own (``ttt``)."""
 
-    anchors_BA: Tensor
+    anchors: Anchors
     keeps_own: bool
-    drafts_everywhere: bool = False
     _base: Projected | None = None
-    _own: list[Projected] = field(default_factory=list)
+    _hidden_BAT: Tensor | None = None
+    _own: list[Projected | None] = field(default_factory=list)
+    """By depth, from 2."""
 
     def first(self) -> Attend:
+        attend_committed = within_sequences(self.anchors.starts_BT)
+
         def attend(projected: Projected) -> Tensor:
-            self._base = projected
-            return causal(projected)
+            if self._base is None:
+                self._base = projected
+                self._hidden_BAT = self.anchors.hidden_BAT(projected.key_BGAD.shape[2])
+            return attend_committed(projected)
 
         return attend
 
     def next(self) -> Attend:
+        index = len(self._own)
+        self._own.append(None)
+
         def attend(projected: Projected) -> Tensor:
-            assert self._base is not None, "depth 1 comes first"
-            if self.keeps_own:
-                self._own.append(projected)
-            return merged(projected, self._base, self._own, self.anchors_BA)
+            assert self._base is not None and self._hidden_BAT is not None, "depth 1 comes first"
+            mine = projected.mapped(self.anchors.in_rows)
+            if self._own[index] is None:
+                self._own[index] = mine
+            earlier = [one for one in self._own[:index] if one is not None]
+            own = [*earlier, mine] if self.keeps_own else []
+            return self.anchors.in_a_line(merged(mine, self._base, own, self._hidden_BAT))
 
         return attend
 
 
-def training_time_test(anchors_BA: Tensor) -> Layout:
-    return Committed(anchors_BA, keeps_own=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutKind:
+    """A layout before there is a batch."""
+
+    make: Callable[[Anchors], Layout]
+    drafts_everywhere: bool = False
+    """True: deeper depths must run at every position, because others attend there."""
 
 
-def key_value_share(anchors_BA: Tensor) -> Layout:
-    return Committed(anchors_BA, keeps_own=False)
-
-
-LAYOUTS: Mapping[str, Callable[[Tensor], Layout]] = MappingProxyType(
-    {"ttt": training_time_test, "plain": Plain, "kvshare": key_value_share}
+LAYOUTS: Mapping[str, LayoutKind] = MappingProxyType(
+    {
+        "ttt": LayoutKind(make=lambda anchors: Committed(anchors, keeps_own=True)),
+        "plain": LayoutKind(make=Plain, drafts_everywhere=True),
+        "kvshare": LayoutKind(make=lambda anchors: Committed(anchors, keeps_own=False)),
+    }
 )
-"""Name -> maker of the layout for anchors at positions ``anchors_BA``."""
 
 
-def causal(projected: Projected) -> Tensor:
-    """Every position attends itself and those before it."""
-    return F.scaled_dot_product_attention(
-        projected.query_BQAD,
-        projected.key_BGAD,
-        projected.value_BGAD,
-        is_causal=True,
-        scale=projected.scale,
-        enable_gqa=projected.query_BQAD.shape[1] != projected.key_BGAD.shape[1],
-    )
+def within_sequences(starts_BT: Tensor | None) -> Attend:
+    """Every position attends itself and those before it in its own sequence."""
+    sees_B1TT = None if starts_BT is None else sees_BTT(starts_BT[:, :-1])[:, None]
+
+    def attend(projected: Projected) -> Tensor:
+        return F.scaled_dot_product_attention(
+            projected.query_BQAD,
+            projected.key_BGAD,
+            projected.value_BGAD,
+            attn_mask=sees_B1TT,
+            is_causal=sees_B1TT is None,
+            scale=projected.scale,
+            enable_gqa=projected.query_BQAD.shape[1] != projected.key_BGAD.shape[1],
+        )
+
+    return attend
 
 
-def merged(projected: Projected, base: Projected, own: list[Projected], anchors_BA: Tensor) -> Tensor:
-    """Softmax over the committed keys up to the anchor and the chain's own, one per query and depth."""
+def merged(projected: Projected, base: Projected, own: list[Projected], hidden_BAT: Tensor) -> Tensor:
+    """Softmax over the committed keys that are not hidden and the chain's own, one per query and depth."""
     query_BGRAD = projected.query_BGRAD * projected.scale
     scores_BGRAT = query_BGRAD @ base.key_BGAD[:, :, None].transpose(-1, -2)
-    later_BAT = torch.arange(scores_BGRAT.shape[-1], device=anchors_BA.device) > anchors_BA[..., None]
-    scores_BGRAT = scores_BGRAT.masked_fill(later_BAT[:, None, None], -math.inf)
+    scores_BGRAT = scores_BGRAT.masked_fill_(hidden_BAT[:, None, None], -math.inf)
     num_committed = scores_BGRAT.shape[-1]
     own_scores = [(query_BGRAD * one.key_BGAD[:, :, None]).sum(-1, keepdim=True) for one in own]
     wide = torch.promote_types(query_BGRAD.dtype, torch.float32)

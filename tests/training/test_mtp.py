@@ -34,6 +34,15 @@ def small_policy(kind="qwen3_5"):
     torch.manual_seed(0)
     config = {
         "qwen3_5": lambda: Qwen3_5TextConfig(**SIZES, head_dim=16, layer_types=["full_attention"] * 2),
+        "hybrid": lambda: Qwen3_5TextConfig(
+            **SIZES,
+            head_dim=16,
+            layer_types=["linear_attention", "full_attention"],
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+        ),
         "llama": lambda: LlamaConfig(**SIZES),
         "mimo": lambda: Qwen2Config(**SIZES),
     }[kind]()
@@ -128,6 +137,20 @@ def test_fused_and_plain_losses_make_the_same_update(tmp_path, objective, kind):
     torch.testing.assert_close(fast_weights, slow_weights, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("layout", ["ttt", "plain"])
+@pytest.mark.parametrize("kind", ["qwen3_5", "llama", "mimo"])
+def test_recomputed_activations_make_the_same_update(tmp_path, kind, layout):
+    kept, recomputed_ = (
+        one_step(
+            small_policy(kind),
+            settings(tmp_path, "loss.warm_up=null", f"unroll.layout={layout}", f"unroll.recompute={recompute}"),
+        )
+        for recompute in ("false", "true")
+    )
+    assert kept[0].loss == recomputed_[0].loss and kept[0].grad_norm == recomputed_[0].grad_norm
+    assert torch.equal(kept[1], recomputed_[1])
+
+
 def test_micro_batches_do_not_change_the_loss(tmp_path):
     reports = [
         one_step(small_policy(), settings(tmp_path, f"data.micro_batch_tokens={size}", "loss.warm_up=null"))[0]
@@ -139,7 +162,8 @@ def test_micro_batches_do_not_change_the_loss(tmp_path):
 
 
 def test_hidden_states_from_memory_disk_and_the_backbone_agree(tmp_path):
-    for kind in ("qwen3_5", "mimo"):
+    """Whether the backbone sees sequences packed, or, where it is recurrent, one a row."""
+    for kind in ("qwen3_5", "mimo", "hybrid"):
         policy = small_policy(kind)
         samples = sampled(policy)
         groups = by_length(samples, 60)
@@ -204,9 +228,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     config = settings(tmp_path)
     data = data_of(policy, config)
 
-    def hiddens(samples, batch):
-        found = data.hiddens(samples, batch)
-        if any(one.id == broken for one in samples):
+    def hiddens(pack):
+        found = data.hiddens(pack)
+        if any(one.id == broken for one in pack.members):
             return dataclasses.replace(found, draft_input_BTH=found.draft_input_BTH * torch.nan)
         return found
 

@@ -11,7 +11,10 @@ from bebop.engines.embedded.attention import ragged
 from bebop.engines.embedded.drafting import Drafter, Waiting
 from bebop.models.contracts import HeadOptions
 from bebop.models.policy import new_policy
+from bebop.tasks.chat import Transcript
 from bebop.training.chain_plan import plan_chains
+from bebop.training.packing import decoder_inputs, laid_out
+from bebop.training.samples import Sample
 from bebop.training.transcripts import TokenBatch
 from bebop.training.unroll import unroll
 from bebop.training.unroll_attention import LAYOUTS
@@ -69,9 +72,22 @@ def row_of(seed, length, prompt=3, gap=()):
     return [(token, place >= prompt and place not in gap) for place, token in enumerate(tokens)]
 
 
+def packed(*rows_of_rows):
+    """Several transcripts a row."""
+
+    def sample(row):
+        tokens, is_model = zip(*row, strict=True)
+        return Sample(id="", transcript=Transcript(list(tokens), list(is_model)))
+
+    return laid_out([[sample(row) for row in rows] for rows in rows_of_rows]).batch
+
+
 def hidden_of(policy, batch):
+    given = decoder_inputs(batch, policy.dtype)
     with torch.no_grad():
-        return policy.run_backbone(batch.tokens_BT).draft_input_BTH
+        return policy.run_backbone(
+            batch.tokens_BT, position_ids_BT=given.positions_BT, attention_mask=given.mask_B1TT
+        ).draft_input_BTH
 
 
 def unrolled(policy, batch, layout="ttt", num_depths=DEPTHS):
@@ -130,6 +146,25 @@ def test_a_batch_equals_its_rows_alone(policy):
     assert torch.equal(together.plan.depth_mask_NK, mask_NK)
     expected_NKH = torch.cat([one.states_NKH for one in alone])
     torch.testing.assert_close(together.states_NKH[mask_NK], expected_NKH[mask_NK], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_packed_sequences_equal_separate_ones(policy, layout):
+    """Three sequences in two rows, one of them all the policy's own from its first token, so that chains would run on
+    into it if sequences were not kept apart."""
+    rows = [row_of(1, 14), row_of(2, 9, prompt=0), row_of(3, 6)]
+    batch = packed([rows[0], rows[1]], [rows[2]])
+    together = unrolled(policy, batch, layout)
+    alone = [unrolled(policy, batch_of(row), layout) for row in rows]
+    mask_NK = together.plan.depth_mask_NK
+    assert torch.equal(mask_NK, torch.cat([one.plan.depth_mask_NK for one in alone]))
+    labels_NK = torch.cat([one.plan.labels_NK for one in alone])
+    assert torch.equal(together.plan.labels_NK[mask_NK], labels_NK[mask_NK])
+    expected_NKH = torch.cat([one.states_NKH for one in alone])
+    torch.testing.assert_close(together.states_NKH[mask_NK], expected_NKH[mask_NK], atol=1e-5, rtol=1e-5)
+    # The law of a token is said one position before it.
+    laws_NK = together.plan.positions_NK[mask_NK]
+    assert torch.equal(batch.tokens_BT.flatten()[laws_NK + 1], together.plan.labels_NK[mask_NK])
 
 
 @pytest.mark.parametrize("layout", ["plain", "kvshare"])
