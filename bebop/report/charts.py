@@ -90,6 +90,11 @@ def arm_colour(place: int) -> str:
     return f"arm{place % NUM_ARM_COLOURS}"
 
 
+def head_colour(place: int) -> str:
+    """The colour of the head at this place: the palette's second half, so that few runs and few heads differ."""
+    return arm_colour(place + NUM_ARM_COLOURS // 2)
+
+
 def smoothed(values_T: np.ndarray, weights_T: np.ndarray, window: int) -> np.ndarray:
     """Weighted mean over up to ``window`` steps centred at each."""
     kernel = np.ones(window)

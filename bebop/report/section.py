@@ -52,6 +52,8 @@ class Section:
 
     id: str
     title: str
+    short: str
+    """For the page's navigation."""
     lead: str
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()

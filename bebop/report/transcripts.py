@@ -25,6 +25,8 @@ MAX_EPISODES = 48
 MAX_TOKENS = 24_000
 """Tokens of a run that a page holds."""
 SOURCES = {"drafted": "d", "corrected": "c", "bonus": "b", "sampled": "s"}
+IMPOSSIBLE = -1000.0
+"""Log-probability that stands for minus infinity, which the log spells as a text."""
 NUMBERS = ("logprob", "draft_logprob", "overlap", "entropy")
 
 
@@ -111,7 +113,7 @@ def compact_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
         "versions": [number(token.get("version"), 0) for token in tokens],
     }
     for name in NUMBERS:
-        values = [number(token.get(name), 4) for token in tokens]
+        values = [IMPOSSIBLE if token.get(name) == "-Infinity" else number(token.get(name), 4) for token in tokens]
         if any(value is not None for value in values):
             result[name] = values
     return result

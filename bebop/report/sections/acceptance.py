@@ -28,6 +28,7 @@ def accept_length(comparison: Comparison) -> Section | Missing:
     return Section(
         id="accept-length",
         title="Accept length over the run",
+        short="Accept length",
         lead=(
             "Tokens that come out of one draft-and-verify round: 1 plus the accepted drafts. A head that stays right "
             f"for the changing policy keeps it level. Mean over the run: {listed(means)}."
@@ -114,6 +115,7 @@ def depths(comparison: Comparison) -> Section | Missing:
     return Section(
         id="depths",
         title="Acceptance by depth",
+        short="Depth",
         lead=(
             "How often draft k survives. Given the depths before it, a good head loses little from depth to depth; "
             "all up to a depth is the product. The overlap sum min(p, q) is what rejection sampling would accept."
