@@ -4,6 +4,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,10 +21,13 @@ from transformers import (
 )
 
 from bebop.cli.main import COMMANDS
+from bebop.config import ConfigModel, load_config
 from bebop.core.objectives import OBJECTIVES
 from bebop.models.contracts import CONTRACTS, HeadContract
 from bebop.models.head import MTPHead, head_config
 from bebop.models.naming import head_tensor_names
+from bebop.training.mtp_config import TrainMTP
+from bebop.training.sft import TrainSFT
 
 
 def documents() -> list[Document]:
@@ -102,6 +106,34 @@ def contract_row(contract: HeadContract) -> list[str]:
         "1 + w" if contract.zero_centred_norm else "w",
         ", ".join(sorted(contract.open_options)) or "none",
     ]
+
+
+GUIDES: dict[str, type[ConfigModel]] = {"train-sft": TrainSFT, "train-mtp": TrainMTP}
+"""Guide -> the configuration whose settings it names."""
+SETTING = re.compile(r"(?:[a-z_]+\.)+[a-z_]+|[a-z_.]+=\S.*")
+"""A dotted path, or an override."""
+FILES = (".json", ".jsonl", ".yaml")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_settings_of_a_guide_are_those_of_the_code(name: str) -> None:
+    document = Document.read(ROOT / "docs" / "guides" / f"{name}.md")
+    named = {setting for row in document.table("setting") for setting in row[0].split(", ")}
+    spans = {span for span in document.spans() if SETTING.fullmatch(span) and not span.endswith(FILES)}
+    assert spans
+    for setting in named | spans:
+        path, is_override, _ = setting.partition("=")
+        assert has_setting(GUIDES[name], path.split(".")), setting
+        if is_override:
+            load_config(GUIDES[name], f"configs/{name}-tiny.yaml", [setting])
+
+
+def has_setting(model: type[ConfigModel], path: list[str]) -> bool:
+    field = model.model_fields.get(path[0])
+    if field is None or len(path) == 1:
+        return field is not None
+    sections = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+    return any(issubclass(one, ConfigModel) and has_setting(one, path[1:]) for one in sections)
 
 
 CONFIGS = {
