@@ -144,7 +144,7 @@ def build_head(
     with torch.device("meta"):
         head = MTPHead(contract, config)
     state = {
-        name: torch.empty_like(tensor, device=device, dtype=_parameter_dtype(name, tensor, dtype))
+        name: torch.empty_like(tensor, device=device, dtype=parameter_dtype(name, tensor, dtype))
         for name, tensor in head.state_dict().items()
     }
     head.load_state_dict(state, assign=True)
@@ -152,7 +152,8 @@ def build_head(
     return head.eval()
 
 
-def _parameter_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+def parameter_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The format of a head's parameter in a policy of ``dtype``."""
     if not tensor.is_floating_point():
         return tensor.dtype
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype

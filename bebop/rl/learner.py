@@ -21,16 +21,21 @@ from torch import Tensor
 
 from bebop.core.grpo import TokenLogProbs, policy_loss
 from bebop.core.sampling import Sampling
+from bebop.engines.base import DraftStats
 from bebop.errors import UserError
 from bebop.metrics import Mean
 from bebop.models.policy import Policy
+from bebop.models.record import parameter_dtype
 from bebop.rl.batch import LearnBatch, Trace, learn_batches, traces_of, weighed
+from bebop.rl.contract import HEAD_PREFIX
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
 from bebop.rl.logprobs import score
+from bebop.rl.online_head import HeadGradient, OnlineHead
 from bebop.rl.records import Group
 from bebop.rl.staleness import lag_metrics, lags
 from bebop.rl.tally import UpdateTally, group_metrics
 from bebop.training.checkpoint import Trained
+from bebop.training.hidden import Hiddens
 from bebop.training.optimiser import learning_rate, open_optimiser, update
 
 
@@ -72,9 +77,15 @@ class Learner:
         policy.backbone.float().requires_grad_(True).eval()
         if policy.head is not None:
             policy.head.requires_grad_(False)
+        self._head = None
+        if head is not None:
+            temperature = self._sampling.temperature
+            self._head = OnlineHead(policy, head, temperature=temperature, num_updates=num_updates)
         parameters = dict(policy.backbone.named_parameters())
         self._optimiser = open_optimiser(parameters.items(), config.optimiser)
         self.trained = Trained(parameters, self._optimiser)
+        if self._head is not None:
+            self.trained = Trained({**parameters, **self._head.state()}, self._optimiser, (self._head.optimiser,))
 
     def update(self, groups: Sequence[Group]) -> UpdateReport:
         """Learn from whole groups and advance ``version``, also where there is nothing to learn.
@@ -85,19 +96,26 @@ class Learner:
         tally = UpdateTally(version=self.version)
         minibatches = self._minibatches(groups)
         proximals = [self._proximals(batches, first=number == 0) for number, batches in enumerate(minibatches)]
+        head_gradient = self._begin_head(groups, minibatches)
         for batches, proximal in zip(minibatches, proximals, strict=True):
-            self._step(batches, proximal, tally)
+            self._step(list(zip(batches, proximal, strict=True)), head_gradient, tally)
+        head_metrics = self._head.step(head_gradient, self.version) if self._head else {}
         ages = lags(groups, self.version)
         self.version += 1
-        metrics = {**tally.metrics(), **group_metrics(groups), **lag_metrics(ages)}
+        metrics = {**tally.metrics(), **head_metrics, **group_metrics(groups), **lag_metrics(ages)}
         return UpdateReport(version=self.version, metrics=metrics)
 
     def tensors(self) -> dict[str, Tensor]:
         """What an engine is to load, by the names that ``Engine.load_weights`` takes, in the policy's own format.
 
-        Tied tensors come once, under the embedding's name. They may be the live ones: use them before the next update.
+        Tied tensors come once, under the embedding's name; the head's where it is trained. They may be the live ones:
+        use them before the next update.
         """
-        return {name: one.detach().to(self._compute_dtype) for name, one in self.policy.backbone.named_parameters()}
+        named = dict(self.policy.backbone.named_parameters())
+        if self._head is not None:
+            assert self.policy.head is not None
+            named |= {HEAD_PREFIX + name: one for name, one in self.policy.head.named_parameters()}
+        return {name: one.detach().to(parameter_dtype(name, one, self._compute_dtype)) for name, one in named.items()}
 
     def _minibatches(self, groups: Sequence[Group]) -> list[list[LearnBatch]]:
         """The micro-batches of each optimiser step; every minibatch has its share of every group."""
@@ -120,12 +138,25 @@ class Learner:
         with self._computing():
             return [score(self.policy, one.padded, self._sampling).logprobs_N for one in batches]
 
-    def _step(self, batches: Sequence[LearnBatch], proximals: Sequence[Tensor | None], tally: UpdateTally) -> None:
+    def _begin_head(self, groups: Sequence[Group], minibatches: Sequence[Sequence[LearnBatch]]) -> HeadGradient | None:
+        if self._head is None:
+            return None
+        drafts = sum((one.drafts for group in groups for one in group.rollouts), DraftStats())
+        return self._head.begin([one.padded for batches in minibatches for one in batches], drafts)
+
+    def _step(
+        self,
+        batches: Sequence[tuple[LearnBatch, Tensor | None]],
+        head_gradient: HeadGradient | None,
+        tally: UpdateTally,
+    ) -> None:
         """Gradients of all micro-batches, then one optimiser step."""
         if not batches:
             return
-        for batch, proximal_N in zip(batches, proximals, strict=True):
-            self._accumulate(batch, proximal_N, tally)
+        for batch, proximal_N in batches:
+            hiddens = self._accumulate(batch, proximal_N, tally)
+            if head_gradient is not None:
+                head_gradient.add(batch.padded, hiddens)
         lr = learning_rate(self.version, self._num_updates, self.config.optimiser)
         if not math.isfinite(tally.loss):
             raise UserError(_diverged("loss", self.version))
@@ -134,8 +165,8 @@ class Learner:
             raise UserError(_diverged("gradient", self.version))
         tally.stepped(norm, lr)
 
-    def _accumulate(self, batch: LearnBatch, proximal_N: Tensor | None, tally: UpdateTally) -> None:
-        """Add a micro-batch's share to the gradient of the update's weighted mean."""
+    def _accumulate(self, batch: LearnBatch, proximal_N: Tensor | None, tally: UpdateTally) -> Hiddens:
+        """Add a micro-batch's share to the gradient of the update's weighted mean; the backbone's states on it."""
         with self._computing():
             scored = score(self.policy, batch.padded, self._sampling)
         before_N = scored.logprobs_N.detach() if proximal_N is None else proximal_N
@@ -149,6 +180,7 @@ class Learner:
         loss = policy_loss(logprobs, batch.advantages_N, self.config.clip)
         (loss.loss_N * batch.weights_N).sum().backward()
         tally.add(batch, loss, before_N)
+        return scored.hiddens
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: LearnBatch) -> Tensor | None:
