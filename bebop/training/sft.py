@@ -2,11 +2,15 @@
 
 ::
 
-    transcripts(step) -> micro-batches -> backbone -> cross-entropy on the policy's own tokens -> AdamW -> checkpoint
+    transcripts(step) -> packed micro-batches -> backbone -> cross-entropy on the model turns -> AdamW -> checkpoint
+
+A policy that computes in bfloat16 is tuned in float32 weights under autocast, because updates are too small for
+bfloat16 weights to add up.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +25,14 @@ from bebop.config import ConfigModel
 from bebop.errors import UserError
 from bebop.models.policy import HeadChoice, Policy
 from bebop.runs import Mean, RunDirectory
+from bebop.tasks.chat import Transcript
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.optimiser import OptimiserConfig, learning_rate, open_optimiser, update
+from bebop.training.packing import can_be_packed, decoder_inputs, packs
+from bebop.training.samples import Sample
 from bebop.training.transcripts import TokenBatch, TranscriptSource, micro_batches
 
-# Shapes: B transcripts, T tokens, H hidden size, N tokens the policy is to write, V vocabulary.
+# Shapes: B rows, T tokens, H hidden size, N tokens the policy is to write, V vocabulary.
 
 
 class TaskChoice(ConfigModel):
@@ -47,7 +54,7 @@ class DataConfig(ConfigModel):
     max_tokens: int = Field(default=512, ge=2)
     """Longer transcripts are left out."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens (with padding) that go through the backbone at once."""
+    """Tokens (with padding) that go through the backbone at once; gradients of the parts add up to one update."""
 
 
 class TrainSFT(ConfigModel):
@@ -89,14 +96,18 @@ class StepReport:
 def train_sft(
     config: TrainSFT, policy: Policy, source: TranscriptSource, run: RunDirectory, show: Callable[[StepReport], None]
 ) -> None:
-    """Tune ``policy.backbone`` in place, resuming where the run's last checkpoint stands."""
+    """Tune ``policy.backbone`` in place, resuming where the run's last checkpoint stands; it becomes float32."""
+    compute_dtype = policy.dtype
+    policy.backbone.float()
     parameters = dict(policy.backbone.named_parameters())
     trained = Trained(parameters, open_optimiser(parameters.items(), config.optimiser))
     first = load_latest(run.checkpoints_path, trained)
     policy.backbone.train()
+    is_mixed = compute_dtype != torch.float32
     with run.metrics_writer(keep_through=first) as metrics:
         for step in range(first, config.steps):
-            report = train_step(config, policy, source(step), trained.optimiser, step)
+            with torch.autocast(policy.device.type, compute_dtype, enabled=is_mixed):
+                report = train_step(config, policy, source(step), trained.optimiser, step)
             show(report)
             if report.step % config.log_every == 0 or report.step == config.steps:
                 metrics.write(report.step, as_metrics(report))
@@ -106,23 +117,29 @@ def train_sft(
 
 
 def train_step(
-    config: TrainSFT, policy: Policy, transcripts: Sequence, optimiser: torch.optim.Optimizer, step: int
+    config: TrainSFT,
+    policy: Policy,
+    transcripts: Sequence[Transcript],
+    optimiser: torch.optim.Optimizer,
+    step: int,
 ) -> StepReport:
     """One update on the transcripts of ``step``."""
     started = time.perf_counter()
-    batches = micro_batches(transcripts, config.data.micro_batch_tokens)
+    batches = batches_of(policy, transcripts, config.data.micro_batch_tokens)
     num_targets = sum(batch.num_targets for batch in batches)
     if num_targets == 0:
         raise UserError(f"step {step} has no token to learn; raise data.max_tokens")
     loss, correct = Mean(), Mean()
     for batch in batches:
-        losses_N, hits_N = token_losses(policy, batch)
+        losses_N, hits_N = token_losses(policy, batch.to(policy.device))
         (losses_N.sum() / num_targets).backward()
         loss += Mean(total=losses_N.sum().item(), count=len(losses_N))
         correct += Mean(total=hits_N.sum().item(), count=len(hits_N))
-    if loss.value != loss.value:
-        raise UserError(f"the loss of step {step} is NaN; lower optimiser.lr and resume from the last checkpoint")
     norm = update(optimiser, learning_rate(step, config.steps, config.optimiser), config.optimiser.max_grad_norm)
+    if not (math.isfinite(loss.value) and math.isfinite(norm)):
+        raise UserError(
+            f"the loss or gradient of step {step} is not finite; lower optimiser.lr and resume from the last checkpoint"
+        )
     return StepReport(
         step=step + 1,
         loss=loss,
@@ -133,13 +150,26 @@ def train_step(
     )
 
 
+def batches_of(policy: Policy, transcripts: Sequence[Transcript], token_budget: int) -> list[TokenBatch]:
+    """Packed rows, or one transcript a row where the backbone would carry state from one into the next."""
+    if not transcripts or not can_be_packed(policy.config):
+        return micro_batches(transcripts, token_budget)
+    members = [Sample(id=str(number), transcript=one) for number, one in enumerate(transcripts)]
+    return [pack.batch for pack in packs(members, token_budget)]
+
+
 def token_losses(policy: Policy, batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy and hit of every token the policy is to write; logits exist for those alone."""
-    tokens_BT = batch.tokens_BT.to(policy.device)
-    wanted_BT = batch.is_target_BT.to(policy.device)[:, 1:]
-    hidden_BTH = policy.backbone.model(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    logits_NV = policy.backbone.lm_head(hidden_BTH[:, :-1][wanted_BT]).float()
-    targets_N = tokens_BT[:, 1:][wanted_BT]
+    given = decoder_inputs(batch, policy.dtype)
+    hidden_BTH = policy.run_backbone(
+        batch.tokens_BT, position_ids_BT=given.positions_BT, attention_mask=given.mask_B1TT
+    ).hidden_BTH
+    wanted_BT = batch.is_target_BT[:, 1:]
+    if batch.starts_BT is not None:
+        # What opens a sequence follows from nothing, and not from the end of the one before it.
+        wanted_BT = wanted_BT & (batch.starts_BT[:, 1:] == batch.starts_BT[:, :-1])
+    logits_NV = policy.logits(hidden_BTH[:, :-1][wanted_BT]).float()
+    targets_N = batch.tokens_BT[:, 1:][wanted_BT]
     losses_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
     return losses_N, logits_NV.argmax(-1) == targets_N
 

@@ -6,12 +6,13 @@ from transformers import AutoTokenizer, Qwen3_5ForCausalLM
 
 from bebop.errors import UserError
 from bebop.models.policy import new_policy
-from bebop.models.tiny import base_config, tiny_path
+from bebop.models.tiny import base_config, tiny_hybrid_config, tiny_path
 from bebop.runs import RunDirectory
+from bebop.tasks.chat import Transcript
 from bebop.tasks.registry import load_task
 from bebop.training.optimiser import OptimiserConfig, adamw, learning_rate
-from bebop.training.sft import TrainSFT, token_losses, train_sft, train_step
-from bebop.training.transcripts import TokenBatch, task_transcripts
+from bebop.training.sft import TrainSFT, batches_of, token_losses, train_sft, train_step
+from bebop.training.transcripts import TokenBatch, pad, task_transcripts
 
 
 def small_policy():
@@ -43,6 +44,64 @@ def test_the_loss_is_the_cross_entropy_of_the_models_tokens_alone():
         if is_target_BT[row, place]
     ]
     torch.testing.assert_close(losses_N.double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_packed_transcripts_have_the_losses_of_separate_ones(tmp_path):
+    policy = small_policy()
+    transcripts = source(policy, settings(tmp_path))(0)
+    (together,) = batches_of(policy, transcripts, token_budget=10_000)
+    assert together.starts_BT is not None
+    assert together.tokens_BT.numel() < 1.25 * sum(len(one.tokens) for one in transcripts)
+    packed, _ = token_losses(policy, together)
+    alone = torch.cat([token_losses(policy, pad([one]))[0] for one in transcripts])
+    torch.testing.assert_close(packed.sort().values, alone.sort().values, atol=1e-5, rtol=1e-5)
+
+
+def test_what_opens_a_sequence_is_not_predicted_from_the_one_before_it():
+    policy = small_policy()
+    transcripts = [Transcript([5, 6, 7], [True] * 3), Transcript([8, 9], [True] * 2), Transcript([4] * 5, [True] * 5)]
+    (batch,) = batches_of(policy, transcripts, token_budget=100)
+    losses_N, _ = token_losses(policy, batch)
+    assert len(losses_N) == 2 + 1 + 4
+
+
+def test_a_hybrid_backbone_gets_one_transcript_a_row(tmp_path):
+    policy = new_policy(Qwen3_5ForCausalLM(tiny_hybrid_config()).float(), AutoTokenizer.from_pretrained(tiny_path()))
+    transcripts = source(policy, settings(tmp_path))(0)
+    assert all(batch.starts_BT is None for batch in batches_of(policy, transcripts, token_budget=400))
+
+
+def test_half_precision_policies_are_tuned_in_float32_weights(tmp_path):
+    policy = small_policy()
+    policy.backbone.bfloat16()
+    before = policy.backbone.get_parameter("model.layers.0.mlp.up_proj.weight").clone().float()
+    config = settings(tmp_path, steps=1, optimiser={"lr": 1e-6, "warmup_steps": 0})
+    run = RunDirectory.create(config.run, config, ["test"])
+    dtypes = []
+    policy.backbone.get_submodule("model.layers.0.mlp.up_proj").register_forward_hook(
+        lambda _, given, output: dtypes.append(output.dtype)
+    )
+    train_sft(config, policy, source(policy, config), run, lambda report: None)
+    after = policy.backbone.get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert set(dtypes) == {torch.bfloat16} and after.dtype == torch.float32
+    # An update this small is lost in bfloat16.
+    assert 0 < (after - before).abs().max() < 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    config = settings(tmp_path, steps=3, checkpoint_every=1)
+    policy = small_policy()
+
+    def poison(report):
+        if report.step == 2:
+            with torch.no_grad():
+                policy.backbone.get_parameter("model.norm.weight").fill_(torch.nan)
+
+    run = RunDirectory.create(config.run, config, ["test"])
+    with pytest.raises(UserError, match=r"step 2 is not finite; lower optimiser\.lr"):
+        train_sft(config, policy, source(policy, config), run, poison)
+    # The checkpoint of step 2 was written after the test had spoilt the weights; step 3 wrote none.
+    assert [path.name for path in run.checkpoints_path.iterdir()] == ["step-00000002"]
 
 
 def test_micro_batches_do_not_change_the_update(tmp_path):

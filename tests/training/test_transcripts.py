@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from bebop.errors import UserError
@@ -102,18 +101,3 @@ def test_a_file_without_anything_to_learn_is_refused(tokenizer, tmp_path):
         file_transcripts(chats(tmp_path / "chats.jsonl", line), tokenizer, 1, 64, 0)
     with pytest.raises(UserError, match="no file"):
         file_transcripts(tmp_path / "absent.jsonl", tokenizer, 1, 64, 0)
-
-
-def test_padding_is_inert():
-    """Nothing in a causal backbone may look to the right, so a padded row equals the row alone."""
-    from transformers import Qwen3_5ForCausalLM
-
-    from bebop.models.tiny import tiny_hybrid_config
-
-    torch.manual_seed(0)
-    model = Qwen3_5ForCausalLM(tiny_hybrid_config()).float().eval()
-    tokens_BT = torch.randint(3, 1000, (1, 12))
-    padded_BT = torch.cat([tokens_BT, torch.zeros(1, 7, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        alone, padded = model(input_ids=tokens_BT).logits, model(input_ids=padded_BT).logits
-    torch.testing.assert_close(padded[:, :12], alone, atol=1e-5, rtol=1e-5)
