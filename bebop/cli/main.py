@@ -46,6 +46,12 @@ COMMANDS = (
         panel="Start here",
     ),
     Command(
+        name="bench",
+        target="bebop.cli.bench:bench_app",
+        summary="Time decoding (decode) and the head's loss (loss) on this machine.",
+        panel="Start here",
+    ),
+    Command(
         name="policy",
         target="bebop.cli.policy:policy_app",
         summary="Look into a checkpoint (show), put a head into one (stitch).",
@@ -61,6 +67,12 @@ COMMANDS = (
         name="train-mtp",
         target="bebop.cli.train_mtp:command",
         summary="Train a policy's MTP head so that its drafts are accepted.",
+        panel="Policies",
+    ),
+    Command(
+        name="train-rl",
+        target="bebop.cli.train_rl:command",
+        summary="Train a policy by GRPO on rollouts that its head drafts.",
         panel="Policies",
     ),
     Command(

@@ -90,7 +90,7 @@ class Fleet:
         self._weights = weights
         for place in range(self._options.num_workers):
             self._seats.append(Seat(name=f"worker {place}", worker=self._seated(place)))
-        self._wait(lambda: all(seat.version >= 0 for seat in self._seats))
+        self._wait(lambda: all(seat.version >= self._version for seat in self._seats))
 
     def issue(self, jobs: Iterable[Job]) -> None:
         """Hand out jobs, each to the worker with the fewest episodes waiting."""
@@ -124,6 +124,10 @@ class Fleet:
         return seconds
 
     @property
+    def _version(self) -> int:
+        return self._weights.version if self._weights is not None else 0
+
+    @property
     def pids(self) -> list[int]:
         return [seat.worker.pid for seat in self._seats]
 
@@ -150,7 +154,9 @@ class Fleet:
             case Finished():
                 self._take_episode(seat, message)
             case Loaded():
-                self._check(seat.name, message)
+                # What a worker says of weights that were replaced meanwhile is no news.
+                if message.version == self._version:
+                    self._check(seat.name, message)
                 seat.version = message.version
             case Failed():
                 raise UserError(f"{seat.name}: {message.sentence}")
@@ -174,7 +180,7 @@ class Fleet:
         """Kill who has work and says nothing; the end of its process then comes in like any other."""
         now = time.monotonic()
         for seat in self._seats:
-            is_busy = bool(seat.jobs) or seat.version < (self._weights.version if self._weights else 0)
+            is_busy = bool(seat.jobs) or seat.version < self._version
             if is_busy and now - seat.worker.last_heard > self._options.stall_seconds:
                 seat.worker.kill()
 

@@ -27,7 +27,7 @@ class StepRows:
         self._file = path.open("ab", buffering=0)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         while left:
             left = left[self._file.write(left) :]

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bebop.metrics import Mean
@@ -23,6 +23,7 @@ from bebop.rl.parts import Parts, assembled
 from bebop.rl.records import Group
 from bebop.rl.transcripts import bins_row, chosen_rollouts, transcript_row
 from bebop.runs import RunDirectory
+from bebop.tasks.episodes import Rollout
 from bebop.training.checkpoint import save_checkpoint
 
 
@@ -65,6 +66,7 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
             report = learner.update(groups)
         with clock.part("publication"):
             publish(parts)
+        parts.watch.observe(step, drafts_of(rollouts_of(groups)))
         metrics = step_metrics(groups, report, clock.lap(), parts.fleet.take_generation_seconds())
         if is_due(learner.version, config.evaluation.every, config.steps):
             with clock.paused():
@@ -73,7 +75,8 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
         journal.write(learner.version, metrics)
         write_rows(config, parts, journal, groups)
         if is_due(learner.version, config.checkpoint_every, config.steps):
-            save(parts, run)
+            with clock.part("checkpoint"):
+                save(parts, run)
         observer.show(learner.version, metrics)
 
 
@@ -93,7 +96,9 @@ def gather(parts: Parts, step: int, observer: Observer) -> list[Group]:
 
 def publish(parts: Parts) -> None:
     """Have every worker sample with the learner's weights, and prove that it does."""
-    weights = parts.store.write(parts.learner.version, parts.learner.tensors())
+    tensors = parts.learner.tensors()
+    parts.contract.expect(tensors)
+    weights = parts.store.write(parts.learner.version, tensors)
     parts.fleet.spread(weights)
     parts.store.keep_only(weights)
 
@@ -109,7 +114,7 @@ def evaluate(config: TrainRL, parts: Parts) -> Metrics:
 
 
 def step_metrics(groups: list[Group], report: UpdateReport, seconds: dict[str, float], generation: float) -> Metrics:
-    rollouts = [one for group in groups for one in group.rollouts]
+    rollouts = rollouts_of(groups)
     tokens = token_metrics(rollouts)
     num_tokens = sum(one.num_model_tokens for one in rollouts)
     return {
@@ -124,6 +129,10 @@ def step_metrics(groups: list[Group], report: UpdateReport, seconds: dict[str, f
         "tokens_per_second": num_tokens / seconds["step"],
         "version": report.version,
     }
+
+
+def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
+    return [one for group in groups for one in group.rollouts]
 
 
 def write_rows(config: TrainRL, parts: Parts, journal: Journal, groups: list[Group]) -> None:

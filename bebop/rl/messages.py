@@ -72,8 +72,8 @@ class Loaded:
     """The worker samples with these weights from now on."""
 
     version: int
-    fingerprint: dict[str, str | None]
-    """Tensor group -> digest of what the worker's engine holds."""
+    held: dict[str, dict[str, str]]
+    """``contract.held_digests`` of what the worker's engine samples with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

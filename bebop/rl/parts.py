@@ -16,6 +16,7 @@ from bebop.errors import UserError
 from bebop.models.devices import chosen_device, chosen_dtype
 from bebop.models.policy import Policy, load_policy
 from bebop.rl.config import TrainRL
+from bebop.rl.contract import AcceptLengthWatch, HeadContract
 from bebop.rl.fleet import Fleet, FleetOptions
 from bebop.rl.gate import LagGate
 from bebop.rl.jobs import load_tasks
@@ -34,6 +35,8 @@ class Parts:
     learner: Learner
     fleet: Fleet
     gate: LagGate
+    contract: HeadContract
+    watch: AcceptLengthWatch
     store: WeightStore
     tokenizer: PreTrainedTokenizerBase
 
@@ -49,6 +52,8 @@ def assembled(config: TrainRL, run: RunDirectory) -> Iterator[Parts]:
         assert policy.tokenizer is not None
         store = WeightStore(run.path, sum(one.numel() * one.element_size() for one in learner.tensors().values()))
         stack.callback(store.close)
+        contract = HeadContract(policy, config.mtp.mode, worker_dtype(config))
+        contract.expect(learner.tensors())
         fleet = Fleet(
             partial(launch, config, run),
             FleetOptions(
@@ -57,7 +62,7 @@ def assembled(config: TrainRL, run: RunDirectory) -> Iterator[Parts]:
                 max_restarts=config.rollout.max_restarts,
             ),
             load_tasks(config.tasks, config.seed),
-            lambda name, loaded: None,
+            lambda name, loaded: contract.check(name, loaded.version, loaded.held),
         )
         stack.callback(fleet.close)
         fleet.start(store.write(learner.version, learner.tensors()) if learner.version else None)
@@ -70,6 +75,8 @@ def assembled(config: TrainRL, run: RunDirectory) -> Iterator[Parts]:
                 num_steps=config.steps,
                 version=learner.version,
             ),
+            contract=contract,
+            watch=AcceptLengthWatch(),
             store=store,
             tokenizer=policy.tokenizer,
         )
@@ -93,7 +100,13 @@ def open_policy(config: TrainRL) -> Policy:
     policy = load_policy(config.policy, dtype=chosen_dtype(config.dtype, device), device=device)
     if policy.tokenizer is None:
         raise UserError(f"the policy {config.policy} has no tokenizer; add its tokenizer.json to the directory")
+    if policy.head is None and config.mtp.mode != "none":
+        raise UserError(f"the policy {config.policy} has no MTP head; train one with train-mtp, or set mtp.mode=none")
     return policy
+
+
+def worker_dtype(config: TrainRL) -> torch.dtype:
+    return chosen_dtype(config.rollout.dtype, chosen_device(config.rollout.device))
 
 
 def launch(config: TrainRL, run: RunDirectory, place: int, weights: Weights | None, inbox: Inbox) -> WorkerProcess:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from bebop.errors import UserError
 from bebop.models.devices import chosen_device, chosen_dtype
 from bebop.models.policy import Policy, load_policy
+from bebop.rl.contract import held_digests
 from bebop.rl.engines import TimedEngine, open_engine
 from bebop.rl.jobs import Job, load_tasks
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
@@ -49,7 +49,7 @@ class RolloutWorker:
         return self.loaded()
 
     def loaded(self) -> Loaded:
-        return Loaded(version=self.version, fingerprint=asdict(self._policy.fingerprint))
+        return Loaded(version=self.version, held=held_digests(self._policy))
 
     def play(self, jobs: Iterable[Job | None]) -> Iterator[Finished]:
         """Episodes as they end; None among the jobs says that none waits. Ends when everything taken is played."""

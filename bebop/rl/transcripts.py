@@ -24,7 +24,7 @@ def chosen_rollouts(groups: Sequence[Group], num_wanted: int, step: int) -> list
 
 
 def transcript_row(step: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """An episode with what is known of every token that the policy wrote."""
+    """An episode with what is known of every token that the policy wrote; JSON has no infinity, so it is spelt."""
     return {
         "step": step,
         "task": rollout.plan.task.name,
@@ -39,27 +39,18 @@ def transcript_row(step: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBa
 
 
 def token_rows(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    columns = zip(
+    columns = (
+        [decode(tokenizer, [token]) for token in completion.tokens],
         completion.tokens,
-        completion.sources,
+        [source.value for source in completion.sources],
         completion.logprobs,
         completion.entropies,
         completion.versions,
-        strict=True,
+        ["-Infinity" if one == -math.inf else one for one in completion.draft_logprobs],
+        completion.overlaps,
     )
-    return [
-        {
-            "text": decode(tokenizer, [token]),
-            "id": token,
-            "source": source.value,
-            "logprob": logprob,
-            "entropy": entropy,
-            "version": version,
-            "draft_logprob": None,
-            "overlap": None,
-        }
-        for token, source, logprob, entropy, version in columns
-    ]
+    names = ("text", "id", "source", "logprob", "entropy", "version", "draft_logprob", "overlap")
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def bins_row(step: int, groups: Sequence[Group]) -> dict[str, Any]:
@@ -74,10 +65,12 @@ def bins_row(step: int, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def add_to_bins(columns: dict[str, list[float]], completion: Completion) -> None:
-    for source, entropy in zip(completion.sources, completion.entropies, strict=True):
-        if source in (TokenSource.DRAFTED, TokenSource.CORRECTED):
+    judged = zip(completion.sources, completion.entropies, completion.overlaps, strict=True)
+    for source, entropy, overlap in judged:
+        if overlap is not None:
             place = bisect.bisect_right(ENTROPY_EDGES, max(0.0, entropy)) - 1
             columns["count"][place] += 1
             columns["drafted"][place] += 1
             columns["entropy_sum"][place] += entropy
+            columns["overlap_sum"][place] += overlap
             columns["accepted"][place] += source is TokenSource.DRAFTED
