@@ -67,15 +67,27 @@ class RunDirectory:
     def create(
         cls, path: str | Path, config: ConfigModel, command: Sequence[str], *, seed: int | None = None
     ) -> "RunDirectory":
-        """Make the directory and write what was asked for; ``UserError`` where it already holds something."""
+        """Make the directory and write what was asked for, at once; ``UserError`` where it already holds something."""
         directory = Path(path)
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise UserError(f"{directory} already holds something; name another run directory, resume it or delete it")
-        directory.mkdir(parents=True, exist_ok=True)
-        run = cls(directory)
-        run._write_provenance([Provenance.of(command, seed)])
-        # Last, because `open` takes a directory with a config for a run.
-        atomic_write(run.config_path, to_yaml(config))
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(directory) as part:
+            cls(part)._write_provenance([Provenance.of(command, seed)])
+            atomic_write(cls(part).config_path, to_yaml(config))
+        return cls(directory)
+
+    @classmethod
+    def create_or_resume(
+        cls, path: str | Path, config: ConfigModel, command: Sequence[str], *, seed: int | None = None
+    ) -> "RunDirectory":
+        """A new run, or the one at ``path`` if it was started with the same settings; else ``UserError``."""
+        if not Path(path).exists():
+            return cls.create(path, config, command, seed=seed)
+        run = cls.open(path)
+        if run.config(type(config)) != config:
+            raise UserError(f"{path} holds a run with other settings; name another run directory or delete it")
+        run.record_resumption(command, seed=seed)
         return run
 
     @classmethod

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bebop import runs
 from bebop.config import ConfigModel
 from bebop.dashboards import DashboardConfig, HostedRun, TensorBoard, open_dashboard
 from bebop.errors import UserError
@@ -53,6 +54,30 @@ def test_a_directory_that_holds_something_is_not_overwritten(tmp_path: Path) -> 
     with pytest.raises(UserError, match="already holds something"):
         RunDirectory.create(tmp_path, Config(), COMMAND)
     assert sorted(os.listdir(tmp_path)) == ["notes.txt"]
+
+
+def test_a_run_is_resumed_with_its_own_settings_alone(tmp_path: Path) -> None:
+    run = RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+    assert RunDirectory.create_or_resume(tmp_path / "run", Config(), ["again"]) == run
+    assert [record.command for record in run.provenance()][1:] == ["again"]
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), COMMAND)
+
+
+def test_a_run_that_was_killed_while_it_was_made_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as broken, pytest.raises(Killed):
+        broken.setattr(runs, "to_yaml", kill)
+        RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+    assert not (tmp_path / "run").exists()
+    assert RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND).config(Config) == Config()
 
 
 def test_a_file_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
