@@ -7,13 +7,10 @@ thread, time is processor time, which other programs on the machine disturb leas
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,7 +21,7 @@ from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bebop.engines.embedded.clock import Phase
 from bebop.errors import UserError
 from bebop.hardware import accelerators, processor
-from bebop.models.policy import Policy, load_policy, recommended_dtype
+from bebop.models.policy import Policy
 from bebop.tasks.base import Split
 from bebop.tasks.chat import open_prompt
 from bebop.tasks.registry import load_task
@@ -114,8 +111,10 @@ def _measure(
 
 
 def _figures(runs: list[_Run]) -> dict[str, Any]:
+    """Medians, acceptance over all runs, and where the time of the rounds went (prefill is no part of them)."""
     drafts = sum((run.drafts for run in runs), DraftStats())
-    seconds = {phase: sum(run.phases.get(phase, 0.0) for run in runs) for phase in runs[0].phases}
+    seconds = {phase: sum(run.phases[phase] for run in runs) for phase in runs[0].phases}
+    prefill = seconds.pop(Phase.PREFILL.value, 0.0)
     total = sum(seconds.values())
     return {
         "tokens_per_second": _spread([run.tokens / run.seconds for run in runs]),
@@ -123,7 +122,8 @@ def _figures(runs: list[_Run]) -> dict[str, Any]:
         "acceptance_rate": drafts.acceptance_rate if drafts.num_drafted else None,
         "survival_by_depth": [accepted / drafts.rounds for accepted in drafts.accepted],
         "overlap_by_depth": [o / r for o, r in zip(drafts.overlaps, drafts.reached, strict=True) if r],
-        "time_shares": {phase: value / total for phase, value in seconds.items()},
+        "round_shares": {phase: value / total for phase, value in seconds.items()},
+        "prefill_seconds": prefill / len(runs),
     }
 
 
@@ -198,36 +198,3 @@ def _now(policy: Policy) -> float:
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m bebop.bench.decode --json FILE``: measure and write the figures."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--policy", default="tiny")
-    parser.add_argument("--task", default="math")
-    parser.add_argument("--batch", type=_numbers, default=DecodeBench().batches)
-    parser.add_argument("--k", type=_numbers, default=DecodeBench().draft_lengths)
-    parser.add_argument("--rule", default="rejection")
-    parser.add_argument("--tokens", type=int, default=DecodeBench().tokens)
-    parser.add_argument("--repetitions", type=int, default=DecodeBench().repetitions)
-    parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    bench = DecodeBench(
-        batches=options.batch,
-        draft_lengths=options.k,
-        rule=options.rule,
-        tokens=options.tokens,
-        repetitions=options.repetitions,
-    )
-    policy = load_policy(options.policy, dtype=recommended_dtype("cuda" if torch.cuda.is_available() else "cpu"))
-    prompts = task_prompts(policy, options.task, max(bench.batches))
-    options.json.write_text(json.dumps(bench_decode(policy, prompts, bench), indent=2) + "\n")
-
-
-def _numbers(text: str) -> tuple[Any, ...]:
-    """ "0,3,auto" as (0, 3, "auto")."""
-    return tuple(word if word == "auto" else int(word) for word in text.split(","))
-
-
-if __name__ == "__main__":
-    main()

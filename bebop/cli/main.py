@@ -52,6 +52,12 @@ COMMANDS = (
         panel="Start here",
     ),
     Command(
+        name="report",
+        target="bebop.cli.report:command",
+        summary="Show what runs did, side by side, in one HTML file.",
+        panel="Start here",
+    ),
+    Command(
         name="policy",
         target="bebop.cli.policy:policy_app",
         summary="Look into a checkpoint (show), put a head into one (stitch).",

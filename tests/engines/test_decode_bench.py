@@ -21,7 +21,8 @@ def test_figures_of_every_arm() -> None:
         drafted = batch["arms"]["k2"]
         assert 1 < drafted["accept_length"] <= 3
         assert drafted["accept_length"] == pytest.approx(1 + sum(drafted["survival_by_depth"]))
-        assert sum(drafted["time_shares"].values()) == pytest.approx(1)
+        assert sum(drafted["round_shares"].values()) == pytest.approx(1)
+        assert set(drafted["round_shares"]) == {"draft", "verify", "sampling", "bookkeeping"}
         speed = drafted["tokens_per_second"]
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
 

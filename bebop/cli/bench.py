@@ -1,0 +1,179 @@
+"""``bebop bench``: timings on this machine, as a table and as JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bebop.bench.decode import DecodeBench, DraftLength, bench_decode, task_prompts
+from bebop.bench.loss import LossBench, bench_loss
+from bebop.cli.devices import chosen_device, chosen_dtype
+from bebop.cli.progress import progress
+from bebop.core.objectives import OBJECTIVES
+from bebop.engines.embedded.rules import rule_named
+from bebop.errors import UserError
+from bebop.files import atomic_write
+from bebop.models.policy import load_policy
+
+bench_app = typer.Typer(name="bench", help="Time decoding and the head's loss on this machine.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, or with FILE write it there too.")]
+FileArgument = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where --json writes.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@bench_app.command()
+def decode(
+    file: FileArgument = None,
+    policy: Annotated[str, typer.Option(help="Name or directory of a policy with a head.")] = "tiny",
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,4,8,16",
+    k: Annotated[
+        str, typer.Option("--k", help="Draft lengths, with commas; auto is one. 0 must be there.")
+    ] = "0,1,2,3,5",
+    rule: Annotated[str, typer.Option(help="Verification rule.")] = "rejection",
+    task: Annotated[str, typer.Option(help="Task whose held-out problems are the prompts.")] = "math",
+    tokens: Annotated[int, typer.Option(help="Length of every completion.")] = 96,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
+    repetitions: Annotated[int, typer.Option(help="Times that every arm runs; figures are medians.")] = 5,
+    generate: Annotated[bool, typer.Option(help="Time transformers' generate, too.")] = True,
+    lean: Annotated[bool, typer.Option(help="Use the engine's lean layers where there are any.")] = True,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time draft lengths against decoding without drafts, and that against transformers' generate.
+
+    Arms take turns within each repetition, and ratios are taken within one. Run it on a machine that does nothing else.
+
+    Example: bebop bench decode --policy tiny --batch 1,4,8 --k 0,3,auto --json decode.json
+    """
+    bench = DecodeBench(
+        batches=tuple(_number(word, "--batch") for word in batch.split(",")),
+        draft_lengths=tuple(_draft_length(word) for word in k.split(",")),
+        rule=rule,
+        tokens=tokens,
+        temperature=temperature,
+        repetitions=repetitions,
+        generate=generate,
+        lean=lean,
+    )
+    rule_named(rule)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    on = chosen_device(device)
+    loaded = load_policy(policy, dtype=chosen_dtype(dtype, on), device=on)
+    prompts = task_prompts(loaded, task, max(bench.batches))
+    with ticks("bench decode", len(bench.batches) * repetitions) as tick:
+        result = bench_decode(loaded, prompts, bench, tick)
+    show(result, decode_table(result), file, as_json=as_json)
+
+
+@bench_app.command()
+def loss(
+    file: FileArgument = None,
+    chains: Annotated[int, typer.Option(min=1, help="Anchors; times --depths it is the number of rows.")] = 512,
+    depths: Annotated[int, typer.Option(min=1, help="Draft depths.")] = 4,
+    hidden: Annotated[int, typer.Option(min=1, help="Size of the hidden states.")] = 256,
+    vocabulary: Annotated[int, typer.Option(min=2, help="Size of the vocabulary.")] = 248_320,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every candidate runs; figures are medians.")] = 3,
+    objectives: Annotated[
+        str, typer.Option(help="Of the fused path, with commas; ce and e2e_tv among them.")
+    ] = ",".join(OBJECTIVES),
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Time value and gradient of the head's losses, eager against fused, and the memory they take.
+
+    Example: bebop bench loss --hidden 128 --objectives ce,e2e_tv --json loss.json
+    """
+    try:
+        bench = LossBench(
+            num_chains=chains,
+            num_depths=depths,
+            hidden=hidden,
+            vocabulary=vocabulary,
+            dtype=dtype,
+            device=str(chosen_device(device)),
+            rounds=rounds,
+            objectives=tuple(objectives.split(",")),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    # Two eager candidates; a GPU's kernels are compared with the chunked path for the same two objectives.
+    num_candidates = len(bench.objectives) + (4 if bench.device.startswith("cuda") else 2)
+    with ticks("bench loss", num_candidates + rounds) as tick:
+        result = bench_loss(bench, tick)
+    show(result, loss_table(result), file, as_json=as_json)
+
+
+@contextmanager
+def ticks(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A function to call with a line of figures after every step."""
+    with progress(title, total) as display:
+        done = itertools.count(1)
+        yield lambda figures: display(next(done), figures)
+
+
+def show(result: dict[str, Any], table: Table, file: Path | None, *, as_json: bool) -> None:
+    """JSON to the file where there is one, else JSON or the table to the screen."""
+    text = json.dumps(result, indent=2) + "\n"
+    if file is not None:
+        atomic_write(file, text)
+    if as_json and file is None:
+        print(text, end="")
+    else:
+        Console().print(table)
+
+
+def decode_table(result: dict[str, Any]) -> Table:
+    """One line per batch size and arm."""
+    columns = ("batch", "arm", "tokens/s", "spread", "/ K=0", "length", "draft", "verify", "sample", "host")
+    caption = "spread: most less least; length: tokens per round; draft to host: % of a round's time"
+    grid = Table(*columns, box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, collapse_padding=True)
+    for batch, figures in result["batches"].items():
+        for label, arm in figures["arms"].items():
+            speed, shares = arm["tokens_per_second"], arm["round_shares"]
+            ratio = figures["speed_over_k0"].get(label, {"median": 1.0})["median"]
+            grid.add_row(
+                batch,
+                label,
+                f"{speed['median']:.0f}",
+                f"{100 * (speed['max'] - speed['min']) / speed['median']:.0f}%",
+                f"{ratio:.2f}",
+                "" if arm["accept_length"] is None else f"{arm['accept_length']:.2f}",
+                *(f"{100 * share:.0f}" for share in shares.values()),
+            )
+        grid.add_section()
+    return grid
+
+
+def loss_table(result: dict[str, Any]) -> Table:
+    """One line per candidate."""
+    grid = Table("loss", "median s", "least to most", "peak MiB")
+    for label, seconds in result["seconds"].items():
+        spread = f"{seconds['min']:.3f} to {seconds['max']:.3f}"
+        grid.add_row(label, f"{seconds['median']:.3f}", spread, f"{result['peak_bytes'][label] / 2**20:.0f}")
+    return grid
+
+
+def _draft_length(word: str) -> DraftLength:
+    return "auto" if word == "auto" else _number(word, "--k")
+
+
+def _number(word: str, option: str) -> int:
+    try:
+        return int(word)
+    except ValueError as error:
+        raise UserError(f"{option} has {word!r}; give whole numbers with commas between them, such as 1,4") from error
