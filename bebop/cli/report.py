@@ -14,6 +14,7 @@ from rich.text import Text
 from bebop.errors import UserError
 from bebop.report.analysis import Estimate
 from bebop.report.evaluations import read_evaluation
+from bebop.report.headlines import Number
 from bebop.report.write import Findings, ReportOptions, write_report
 
 
@@ -72,11 +73,21 @@ def refitted_length(text: str) -> tuple[str, Estimate]:
 
 
 def summary(findings: Findings) -> Group:
-    """The headline numbers, a row per run."""
-    labels = list(dict.fromkeys(number.label for card in findings.cards for number in card.numbers))
-    table = Table("run", *labels)
-    for card in findings.cards:
-        told = {number.label: f"{number.text} [dim]{escape(number.interval)}[/dim]" for number in card.numbers}
-        table.add_row(escape(card.name), *(told.get(label, "") for label in labels))
+    """The headline numbers, a column per run."""
+    fullest_first = sorted(findings.cards, key=lambda card: -len(card.numbers))
+    labels = list(dict.fromkeys(number.label for card in fullest_first for number in card.numbers))
+    told = [{number.label: number for number in card.numbers} for card in findings.cards]
+    table = Table("", *(escape(card.name) for card in findings.cards))
+    for label in labels:
+        table.add_row(label, *(spelled(numbers.get(label)) for numbers in told))
     missing = [Text(f"not shown: {one.title}: {one.reason}", style="dim") for one in findings.missing]
     return Group(Text(findings.verdict), *([table] if findings.cards else []), *missing)
+
+
+def spelled(number: Number | None) -> str:
+    """With its interval below it."""
+    if number is None:
+        return ""
+    return "\n".join(
+        filter(None, [escape(number.text), f"[dim]{escape(number.interval)}[/dim]" if number.interval else ""])
+    )

@@ -28,9 +28,9 @@ class Evaluation:
 
     @property
     def rules(self) -> list[str]:
-        """Verification rules that were played, in the order of the file."""
+        """Verification rules that were played; rejection, which is the default, first."""
         names = (name for task in self.figures.values() for name in task if name.endswith("/accept_length"))
-        return list(dict.fromkeys(name.partition("/")[0] for name in names))
+        return sorted(dict.fromkeys(name.partition("/")[0] for name in names), key=lambda rule: rule != "rejection")
 
     def get(self, task: str, figure: str) -> Estimate | None:
         return self.figures.get(task, {}).get(figure)

@@ -11,7 +11,7 @@ from bebop.report.comparison import Arm, Comparison
 from bebop.report.runlog import RunLog
 from bebop.report.sections.head_cost import served_by
 from bebop.report.sections.learning import HELDOUT, evaluations, heldout_change
-from bebop.report.wording import Spell, bracketed, count, percent, plain, seconds, signed, times, within
+from bebop.report.wording import Spell, bracketed, count, percent, plain, seconds, signed, steps_count, times, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +130,9 @@ def reward_number(arm: Arm) -> Number | None:
     found = evaluations(series)
     if change is None:
         return number("held-out reward", found[-1], plain(2), "at the one evaluation")
-    told = f"from {plain(2)(found[0].value)} to {plain(2)(found[-1].value)}, first to last evaluation"
-    return number("held-out reward", change, signed(2), told)
+    ends = f"{plain(2)(found[0].value)} → {plain(2)(found[-1].value)}"
+    told = within(change, signed(2))
+    return Number(label="held-out reward", text=ends, interval=told, explained="first and last evaluation")
 
 
 def break_even_number(comparison: Comparison, arm: Arm) -> Number | None:
@@ -145,8 +146,9 @@ def break_even_number(comparison: Comparison, arm: Arm) -> Number | None:
     steps = break_even(heads[0].seconds, slow.step, ratio)
     cost = f"steps until the head's training ({seconds(heads[0].seconds)}) is won back"
     if steps is None:
-        return Number(label="break-even", text="never", explained="its steps are not faster")
-    return number("break-even", steps, count, cost)
+        return Number(label="head paid for after", text="never", explained="its steps are not faster")
+    text = steps_count(steps.value)
+    return Number(label="head paid for after", text=text, interval=bracketed(steps, count), explained=cost)
 
 
 def verdict(comparison: Comparison) -> str:

@@ -32,6 +32,8 @@ class Page:
     verdict: str
     cards: Sequence[Card]
     sections: Sequence[Section]
+    appendix: Sequence[Section]
+    """Sections after the transcripts."""
     missing: Sequence[Missing]
     runs: Sequence[RunLog]
     """Those with transcripts to look at."""
@@ -40,7 +42,7 @@ class Page:
 def render(page: Page) -> str:
     """The whole page; UserError where plotly, whose script it holds, is not installed."""
     scripts = [asset("theme.js"), plotly_script(), asset("charts.js"), asset("transcripts.js"), asset("page.js")]
-    charts = {chart.id: chart_data(chart) for section in page.sections for chart in section.charts}
+    charts = {chart.id: chart_data(chart) for section in (*page.sections, *page.appendix) for chart in section.charts}
     environment = Environment(
         loader=PackageLoader("bebop.report", "assets"),
         autoescape=True,

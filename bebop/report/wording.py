@@ -49,6 +49,11 @@ def count(value: float) -> str:
     return "∞" if value == math.inf else known(value, lambda one: f"{one:,.0f}".replace("-", "−"))
 
 
+def steps_count(value: float) -> str:
+    text = count(value)
+    return text if text == DASH else f"{text} steps"
+
+
 def general(value: float) -> str:
     """Any number in about four digits."""
 

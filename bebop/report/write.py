@@ -74,7 +74,8 @@ def write_report(paths: Sequence[Path], out: Path, options: ReportOptions | None
         title=options.title or default_title(comparison),
         verdict=verdict(comparison),
         cards=cards(comparison),
-        sections=[*sections, metrics_table(comparison), provenance(comparison)],
+        sections=sections,
+        appendix=[metrics_table(comparison), provenance(comparison)],
         missing=missing,
         runs=comparison.inputs.runs,
     )

@@ -100,6 +100,7 @@ const Charts = (() => {
 
     bars(trace, mark, main) {
       mark.type = "bar";
+      mark.orientation = this.spec.horizontal ? "h" : "v";
       mark.marker = { color: trace.faint ? translucent(main, 0.45) : main, line: { width: 0 }, cornerradius: this.spec.stacked ? 0 : 3 };
       if (trace.low) mark[this.spec.horizontal ? "error_x" : "error_y"] = whiskers(trace, colour("ink"));
       return mark;
@@ -116,7 +117,7 @@ const Charts = (() => {
         margin: { l: 52, r: 10, t: 8, b: 44 },
         height: height(spec),
         barmode: spec.stacked ? "stack" : "group",
-        bargap: spec.horizontal ? 0.3 : 0.35,
+        bargap: spec.horizontal ? 0.3 : gap(this.plot, shown),
         bargroupgap: 0.12,
         hovermode: isBars || isCloud ? "closest" : "x unified",
         dragmode: isTouch ? false : "zoom",
@@ -129,6 +130,14 @@ const Charts = (() => {
       if (spec.horizontal) layout.yaxis.autorange = "reversed";
       return layout;
     }
+  }
+
+  // Few bars on a wide screen would be slabs.
+  function gap(plot, shown) {
+    const bars = shown.filter((trace) => trace.form === "bars");
+    const groups = new Set(bars.flatMap((trace) => trace.x)).size || 1;
+    const wanted = 64 * bars.length * groups;
+    return Math.min(0.8, Math.max(0.3, 1 - wanted / Math.max(1, plot.clientWidth - 60)));
   }
 
   function height(spec) {

@@ -196,6 +196,8 @@ const Transcripts = (() => {
     box.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hideTip());
     box.addEventListener("keydown", walk);
     document.addEventListener("scroll", hideTip, { passive: true });
+    const drafted = DATA.transcripts.findIndex((one) => one.episodes.some((episode) => episode.turns.some((turn) => turn.sources.includes("d"))));
+    $("pick-run").value = Math.max(0, drafted);
     pickRun();
   }
 

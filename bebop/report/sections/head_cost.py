@@ -11,7 +11,7 @@ from bebop.report.charts import Axis, Chart, Trace, head_colour
 from bebop.report.comparison import Arm, Comparison
 from bebop.report.runlog import RunLog, common_steps
 from bebop.report.section import Cell, Missing, Section, Table
-from bebop.report.wording import DASH, count, seconds
+from bebop.report.wording import DASH, seconds, steps_count
 
 
 def head_cost(comparison: Comparison) -> Section | Missing:
@@ -30,14 +30,23 @@ def head_cost(comparison: Comparison) -> Section | Missing:
     traces = tuple(trace for found in charts for trace in found)
     curves = tuple(filter(None, (overlap_chart(heads), saved_chart(traces) if traces else None)))
     if not rows:
-        rows = [(Cell(text=head.name), Cell(text=seconds(head.seconds)), *(Cell(text=DASH),) * 3) for head in heads]
+        rows = [
+            (Cell(text=head.name), Cell(text=DASH), Cell(text=seconds(head.seconds)), *(Cell(text=DASH),) * 2)
+            for head in heads
+        ]
     return Section(
         id="head-cost",
         title=title,
         short="Cost",
         lead="The head is trained once, before RL; it has paid for itself when the steps have saved as much time.",
         charts=curves,
-        tables=(Table(columns=("head", "training", "run", "saved per step", "break-even"), rows=tuple(rows)),),
+        tables=(
+            Table(
+                columns=("head", "run", "training", "saved per step", "break-even"),
+                rows=tuple(rows),
+                num_text_columns=2,
+            ),
+        ),
         notes=(
             "Training time runs from the start of `bebop train-mtp`, with its rollouts and hidden states, to its last "
             "update. Break-even = cost / (step time without - step time with); its interval is that of the speed-up.",
@@ -56,14 +65,14 @@ def cost_row(comparison: Comparison, head: RunLog, arm: Arm) -> tuple[Cell, ...]
     base = comparison.baseline
     slow = step_time(base) if base else None
     ratio = speed_up(base, arm.run) if base else None
-    cells = (Cell(text=head.name), Cell(text=seconds(head.seconds)), Cell(text=arm.name, colour=arm.colour))
+    cells = (Cell(text=head.name), Cell(text=arm.name, colour=arm.colour), Cell(text=seconds(head.seconds)))
     if slow is None or ratio is None:
         return (*cells, Cell(text=DASH), Cell(text=DASH, hint="needs a run without speculation"))
     steps = break_even(head.seconds, slow.step, ratio)
     saved = Cell(text=seconds(slow.step.value * (1 - 1 / ratio.value)))
     if steps is None:
         return (*cells, saved, Cell(text="never", hint="its steps are not faster"))
-    return (*cells, saved, Cell.of(steps, count))
+    return (*cells, saved, Cell.of(steps, steps_count))
 
 
 def saved_traces(comparison: Comparison, head: RunLog, arm: Arm) -> list[Trace]:

@@ -56,9 +56,7 @@ def metrics_table(comparison: Comparison) -> Section:
     """Mean over each run, and the last value."""
     logs = [*comparison.inputs.runs, *comparison.inputs.heads]
     names = sorted({name for log in logs for name in log.metric_names})
-    rows = tuple(
-        (Cell(text=name), Cell(text=meaning(name)), *(metric_cell(log, name) for log in logs)) for name in names
-    )
+    rows = tuple((Cell(text=name, small=meaning(name)), *(metric_cell(log, name) for log in logs)) for name in names)
     return Section(
         id="metrics",
         title="Every metric",
@@ -66,10 +64,9 @@ def metrics_table(comparison: Comparison) -> Section:
         lead="Sums over sums of the whole run; in small print the last value. Point at a cell for the range.",
         tables=(
             Table(
-                columns=("metric", "meaning", *(log.name for log in logs)),
+                columns=("metric", *(log.name for log in logs)),
                 rows=rows,
                 can_filter=True,
-                num_text_columns=2,
             ),
         ),
     )
@@ -105,7 +102,7 @@ def provenance(comparison: Comparison) -> Section:
             rows.append(
                 (
                     Cell(text=log.name if number == 0 else f"{log.name}, resumed"),
-                    Cell(text=one.time),
+                    Cell(text=one.time[:16].replace("T", " ")),
                     Cell(text=one.command),
                     Cell(text=(one.revision or DASH)[:12] + ("+changes" if "+" in (one.revision or "") else "")),
                     Cell(text=str(one.seed) if one.seed is not None else DASH),
