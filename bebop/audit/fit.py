@@ -38,8 +38,8 @@ class Fit:
         return max(self.distance - self.noise, self.outside, 0.0)
 
 
-def fit(name: str, samples: Iterable[Tokens], law: Law) -> Fit:
-    """Compare samples with a law. Outcomes that the law lumps into ``rest`` share a cell."""
+def fit(name: str, samples: Iterable[Tokens | None], law: Law) -> Fit:
+    """Compare samples with a law. Outcomes that it lumps into ``rest``, or given as None, share a cell."""
     counts = Counter(samples)
     total = counts.total()
     assert total > 0, "there is nothing to compare"

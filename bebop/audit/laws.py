@@ -89,7 +89,8 @@ class Law:
         """The law of ``view(completion)``."""
         masses: dict[Tokens, float] = {}
         for outcome, mass in self.masses.items():
-            masses[view(outcome)] = masses.get(view(outcome), 0.0) + mass
+            seen = view(outcome)
+            masses[seen] = masses.get(seen, 0.0) + mass
         return Law(masses=masses, rest=self.rest)
 
     def sample(self, num_samples: int, generator: torch.Generator) -> list[Tokens]:
@@ -110,11 +111,12 @@ def enumerate_law(conditional: Conditional, is_end: IsEnd, *, floor: float = 0.0
         longer: dict[Tokens, float] = {}
         for prefix, law_V in zip(prefixes, conditional(prefixes), strict=True):
             joint_V = frontier[prefix] * law_V
-            kept = ((joint_V > 0) & (joint_V >= floor)).nonzero().flatten().tolist()
-            rest += float(joint_V.sum() - joint_V[kept].sum())
-            for token in kept:
+            kept_N = ((joint_V > 0) & (joint_V >= floor)).nonzero().flatten()
+            joint_N = joint_V[kept_N]
+            rest += float(joint_V.sum() - joint_N.sum())
+            for token, mass in zip(kept_N.tolist(), joint_N.tolist(), strict=True):
                 outcome = (*prefix, token)
-                (finished if is_end(outcome) else longer)[outcome] = float(joint_V[token])
+                (finished if is_end(outcome) else longer)[outcome] = mass
         frontier = longer
     return Law(masses=finished, rest=max(rest, 0.0) if rest > 1e-12 else 0.0)
 

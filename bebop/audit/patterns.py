@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bebop.audit.fit import Fit, fit
 from bebop.audit.laws import Tokens
-from bebop.audit.plan import PLAIN, VIEWS, Case
+from bebop.audit.plan import FIRST, LATER, Case
+from bebop.audit.policies import DraftKind
 from bebop.audit.survey import Session, Survey
 from bebop.core.sampling import GREEDY, Sampling
 
@@ -36,9 +37,9 @@ def law_pattern(session: Session, survey: Survey, case: Case, fits: Mapping[str,
     """A sentence on the likeliest cause of a failed case, or None."""
     if case.is_sampled and _follows(session, survey, case, GREEDY):
         return ARGMAX
-    if case.is_sampled and case.sampling != PLAIN.sampling and _follows(session, survey, case, Sampling()):
+    if case.is_sampled and case.sampling != Sampling() and _follows(session, survey, case, Sampling()):
         return IGNORED
-    if _later_tokens_are_far_off(fits.get(PLAIN.name, ())):
+    if _later_tokens_are_far_off(fits.get(session.plan.plain.name, ()), session):
         return UNINITIALISED
     if case.is_sampled and _tilt(session, survey, case) > 0:
         return TOWARDS_DRAFT
@@ -47,15 +48,16 @@ def law_pattern(session: Session, survey: Survey, case: Case, fits: Mapping[str,
 
 def _follows(session: Session, survey: Survey, case: Case, sampling: Sampling) -> bool:
     law = session.exact.law(case.prompt, sampling)
-    view = VIEWS["tokens 2-3"]
+    view = session.plan.views[LATER]
     return fit("", [view(tokens) for tokens in survey.tokens(case)], law.project(view)).p_value > _AGREES
 
 
-def _later_tokens_are_far_off(fits: Sequence[Fit]) -> bool:
-    by_view = dict(zip(VIEWS, fits, strict=False))
-    if not by_view:
+def _later_tokens_are_far_off(fits: Sequence[Fit], session: Session) -> bool:
+    """With a head whose drafts are nearly all refused, so that no bonus token is to blame."""
+    if not fits or session.recipe.draft is not DraftKind.OPPOSITE:
         return False
-    return by_view["token 1"].p_value > _AGREES and by_view["tokens 2-3"].excess > _LARGE
+    by_view = dict(zip(session.plan.views, fits, strict=True))
+    return by_view[FIRST].p_value > _AGREES and by_view[LATER].excess > _LARGE
 
 
 def _tilt(session: Session, survey: Survey, case: Case) -> float:

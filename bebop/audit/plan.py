@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,8 +11,6 @@ from bebop.audit.policies import DraftKind, Format
 from bebop.core.sampling import GREEDY, Sampling
 from bebop.errors import UserError
 
-MAX_TOKENS = 4
-"""Of a completion whose law is enumerated: several rounds, also where the first token comes from the prompt's pass."""
 PROMPTS: tuple[Tokens, ...] = ((3, 1, 4), (2,), (1, 5, 2, 6, 5, 3))
 
 
@@ -30,9 +28,11 @@ class Case:
         return not self.sampling.is_greedy
 
 
-def _cases() -> Iterator[Case]:
-    """Prompts take turns, so that a batch holds different lengths. No case has both min-p and top-p: engines apply them
-    in different orders."""
+def make_cases(prompts: Sequence[Tokens]) -> tuple[Case, ...]:
+    """Every setting; the first is plain. Prompts take turns, so that a batch holds different lengths.
+
+    No case has both min-p and top-p: engines apply them in different orders.
+    """
     settings = (
         ("T=1", "temperature-1", Sampling()),
         ("T=0.4", "temperature", Sampling(temperature=0.4)),
@@ -43,24 +43,26 @@ def _cases() -> Iterator[Case]:
         ("T=0.8 top-k 6 top-p 0.9", "combined", Sampling(temperature=0.8, top_k=6, top_p=0.9)),
         ("greedy", "greedy", GREEDY),
     )
-    for number, (name, check, sampling) in enumerate(settings):
-        yield Case(name=name, check=f"law/{check}", sampling=sampling, prompt=PROMPTS[number % len(PROMPTS)])
+    return tuple(
+        Case(name=name, check=f"law/{check}", sampling=sampling, prompt=prompts[number % len(prompts)])
+        for number, (name, check, sampling) in enumerate(settings)
+    )
 
-
-CASES = tuple(_cases())
-PLAIN = CASES[0]
 
 View = Callable[[Tokens], Tokens]
-VIEWS: Mapping[str, View] = MappingProxyType(
-    {
-        "token 1": lambda tokens: tokens[:1],
-        "tokens 1-2": lambda tokens: tokens[:2],
-        "tokens 2-3": lambda tokens: tokens[1:3],
-        "tokens 3-4": lambda tokens: tokens[2:4],
-        "whole": lambda tokens: tokens,
-    }
+_VIEWS: Mapping[str, tuple[int, int | None]] = MappingProxyType(
+    {"token 1": (0, 1), "tokens 1-2": (0, 2), "tokens 2-3": (1, 3), "tokens 3-4": (2, 4), "whole": (0, None)}
 )
-"""What of a completion is tested, each against its own exact law."""
+FIRST, LATER = "token 1", "tokens 2-3"
+
+
+def views(max_tokens: int) -> dict[str, View]:
+    """What of a completion is tested, each against its own exact law."""
+    return {name: _slice(start, stop) for name, (start, stop) in _VIEWS.items() if start < max_tokens}
+
+
+def _slice(start: int, stop: int | None) -> View:
+    return lambda tokens: tokens[start:stop]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,9 @@ class AuditPlan:
     num_samples: int = 1200
     vocabulary: int = 8
     num_draft_tokens: int = 3
+    cases: tuple[Case, ...] = make_cases(PROMPTS)
+    max_tokens: int = 4
+    """Of a completion whose law is enumerated: several rounds, also where the first token comes from the prefill."""
     seed: int = 0
     alpha: float = 1e-3
     law_tolerance: float = 0.0
@@ -91,6 +96,16 @@ class AuditPlan:
             raise UserError(f"the vocabulary is {self.vocabulary}; an audit enumerates 8 to 26 tokens")
         if self.num_draft_tokens < 1:
             raise UserError(f"an audit of speculation needs draft tokens; num_draft_tokens is {self.num_draft_tokens}")
+
+    @property
+    def plain(self) -> Case:
+        """Temperature 1, nothing truncated."""
+        return self.cases[0]
+
+    @property
+    def views(self) -> dict[str, View]:
+        """By name, what of a completion is tested."""
+        return views(self.max_tokens)
 
     def wants(self, name: str) -> bool:
         """Whether a check, or any check of a group, is asked for."""

@@ -91,6 +91,8 @@ class PolicyRecipe:
     draft: DraftKind = DraftKind.OPPOSITE
     vocabulary: int = 8
     seed: int = 0
+    turned: bool = False
+    """Turn the sign of the final norm, so that a head made for the policy unturned drafts the opposite."""
 
 
 def build_policy(recipe: PolicyRecipe) -> Policy:
@@ -101,7 +103,7 @@ def build_policy(recipe: PolicyRecipe) -> Policy:
         _randomise(backbone, recipe)
     policy = new_policy(backbone, letter_tokenizer(recipe.vocabulary), contract=_CONTRACTS[recipe.format])
     assert policy.head is not None
-    _wire(policy.head, backbone, FACTORS[recipe.draft])
+    _wire(policy.head, backbone, FACTORS[recipe.draft], turned=recipe.turned)
     return policy
 
 
@@ -159,10 +161,12 @@ def _randomise(backbone: PreTrainedModel, recipe: PolicyRecipe) -> None:
     if recipe.format is Format.EAGLE:
         backbone.get_decoder().get_parameter("norm.weight").fill_(_EAGLE_SCALE)
         lm_head_VH.div_(_EAGLE_SCALE)
+    if recipe.turned:
+        _turn_norm(backbone)
 
 
 @torch.no_grad()
-def _wire(head: MTPHead, backbone: PreTrainedModel, factor: float) -> None:
+def _wire(head: MTPHead, backbone: PreTrainedModel, factor: float, *, turned: bool) -> None:
     """Make the head say ``factor`` times what the backbone's last layer makes of the tokens alone."""
     contract = head.contract
     last = list(backbone.get_decoder().get_submodule("layers").children())[-1].state_dict()
@@ -171,13 +175,19 @@ def _wire(head: MTPHead, backbone: PreTrainedModel, factor: float) -> None:
     halves = (identity_HH, torch.zeros_like(identity_HH))
     head.fuse.weight.copy_(torch.cat(halves if contract.concat_order == "embedding_first" else halves[::-1], dim=1))
     if contract.names.output_norm is None:
-        _turn_linearly(head, factor)
+        _turn_linearly(head, -factor if turned else factor)
         return
-    scale = 1.0 if contract.zero_centred_norm else 0.0
+    one = 1.0 if contract.zero_centred_norm else 0.0
     norm_H = backbone.get_decoder().get_parameter("norm.weight")
-    head.output_norm.weight.copy_(factor * (scale + norm_H) - scale)  # type: ignore[union-attr]
+    head.output_norm.weight.copy_(factor * (one + norm_H) - one)  # type: ignore[union-attr]
     for norm in (head.embedding_norm, head.hidden_norm):
-        norm.weight.fill_(1.0 - scale)  # type: ignore[union-attr]
+        norm.weight.fill_(1.0 - one)  # type: ignore[union-attr]
+
+
+def _turn_norm(backbone: PreTrainedModel) -> None:
+    """Negate the factor of the final norm: w, or 1 + w where the norm is zero-centred."""
+    norm_H = backbone.get_decoder().get_parameter("norm.weight")
+    norm_H.copy_(-norm_H - 2.0 if isinstance(backbone, Qwen3_5ForCausalLM) else -norm_H)
 
 
 def _turn_linearly(head: MTPHead, factor: float) -> None:

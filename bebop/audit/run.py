@@ -42,16 +42,17 @@ def audit(subject: Subject, plan: AuditPlan, told: Told = lambda _: None) -> Aud
 
 
 def _one_format(subject: Subject, recipe: PolicyRecipe, plan: AuditPlan, told: Told) -> Iterator[Evidence]:
+    base = ExactPolicy(build_policy(recipe), plan.max_tokens)
     if plan.wants("control"):
         told(f"{recipe.format.value}: the audit's own arms")
-        yield from check_controls(ExactPolicy(build_policy(recipe)), plan)
+        yield from check_controls(base, plan)
     if plan.wants("law/undrafted"):
         told(f"{recipe.format.value}: without speculation")
-        with opened(subject, recipe, plan, num_draft_tokens=0) as session:
+        with opened(subject, recipe, plan, base, num_draft_tokens=0) as session:
             yield from check_undrafted(session)
     for draft in plan.drafts:
         told(f"{recipe.format.value}: {draft.value} head")
-        with opened(subject, replace(recipe, draft=draft), plan) as session:
+        with opened(subject, replace(recipe, draft=draft), plan, base) as session:
             yield from _look(session)
 
 
@@ -76,19 +77,26 @@ def _look(session: Session) -> Iterator[Evidence]:
 
 @contextmanager
 def opened(
-    subject: Subject, recipe: PolicyRecipe, plan: AuditPlan, *, num_draft_tokens: int | None = None
+    subject: Subject,
+    recipe: PolicyRecipe,
+    plan: AuditPlan,
+    base: ExactPolicy,
+    *,
+    num_draft_tokens: int | None = None,
 ) -> Iterator[Session]:
-    """The engine on a policy written to a directory that lives as long."""
+    """The engine on a policy written to a directory that lives as long; ``base`` has the same backbone."""
     num_draft_tokens = plan.num_draft_tokens if num_draft_tokens is None else num_draft_tokens
     with tempfile.TemporaryDirectory(prefix="bebop-audit-") as scratch:
         directory = Path(scratch) / "policy"
         with quiet_transformers():
             policy = write_policy(recipe, directory)
+        assert policy.head is not None
         with closing(subject.open(directory, num_draft_tokens)) as engine:
             yield Session(
                 subject=subject,
                 engine=engine,
-                exact=ExactPolicy(policy),
+                exact=ExactPolicy(policy, plan.max_tokens, backbone_of=base),
+                head=policy.head,
                 recipe=recipe,
                 plan=plan,
                 drafts=num_draft_tokens > 0,

@@ -8,11 +8,12 @@ from itertools import count
 
 from bebop.audit.exact import ExactPolicy
 from bebop.audit.laws import Tokens
-from bebop.audit.plan import CASES, MAX_TOKENS, AuditPlan, Case
+from bebop.audit.plan import AuditPlan, Case
 from bebop.audit.policies import PolicyRecipe
 from bebop.audit.subjects import Subject
 from bebop.engines.base import Completion, DraftStats, Engine, Request
 from bebop.errors import UserError
+from bebop.models.policy import MTPHead
 
 _GROUP = 50
 """Completions of a request: small, so that settings mix within a batch; more than one, so that prompts are shared."""
@@ -25,6 +26,7 @@ class Session:
     subject: Subject
     engine: Engine
     exact: ExactPolicy
+    head: MTPHead
     recipe: PolicyRecipe
     plan: AuditPlan
     drafts: bool = True
@@ -46,14 +48,14 @@ class Survey:
     def tokens(self, case: Case) -> list[Tokens]:
         return [done.tokens for done in self.completions[case.name]]
 
-    def drafts(self) -> DraftStats:
-        """Counts over everything."""
-        every = (done.drafts for completions in self.completions.values() for done in completions)
-        return sum(every, DraftStats())
+    def drafts(self, case: Case) -> DraftStats:
+        """Counts over a case."""
+        return sum((done.drafts for done in self.completions[case.name]), DraftStats())
 
 
-def take_survey(session: Session, cases: Sequence[Case] = CASES, *, num_samples: int | None = None) -> Survey:
-    """Sample every case that the engine takes."""
+def take_survey(session: Session, cases: Sequence[Case] | None = None, *, num_samples: int | None = None) -> Survey:
+    """Sample every case (default: the plan's) that the engine takes."""
+    cases = session.plan.cases if cases is None else cases
     refusals = {case.name: words for case in cases if (words := refusal(session, case)) is not None}
     taken = [case for case in cases if case.name not in refusals]
     requests = list(_requests(session, taken, num_samples or session.plan.num_samples))
@@ -81,7 +83,7 @@ def _requests(session: Session, cases: Sequence[Case], num_samples: int) -> Iter
             yield Request(
                 id=f"{case.name}/{group}",
                 prompt_tokens=case.prompt,
-                max_tokens=MAX_TOKENS,
+                max_tokens=session.plan.max_tokens,
                 sampling=case.sampling,
                 seed=next(seeds),
                 num_draft_tokens=lengths[group % len(lengths)] if session.drafts else None,

@@ -10,7 +10,7 @@ from bebop.audit.checks.law import view_fits
 from bebop.audit.exact import ExactPolicy
 from bebop.audit.fit import Fit, pooled
 from bebop.audit.laws import Law, ends_after, enumerate_law, mixture
-from bebop.audit.plan import CASES, MAX_TOKENS, VIEWS, AuditPlan, Case
+from bebop.audit.plan import AuditPlan, Case
 from bebop.audit.records import Effect, Evidence
 from bebop.core.sampling import Sampling
 
@@ -22,7 +22,7 @@ of 0.02 that makes 0.57: the size of the bias that vLLM shipped (vllm#54282: 0.6
 def check_controls(exact: ExactPolicy, plan: AuditPlan) -> Iterator[Evidence]:
     """Both arms, with as many samples as the engine is asked for."""
     generator = torch.Generator().manual_seed(plan.seed)
-    cases = [case for case in CASES if case.is_sampled]
+    cases = [case for case in plan.cases if case.is_sampled]
     laws = [exact.law(case.prompt, case.sampling) for case in cases]
     yield Evidence(check="control/exact", fits=_arm(laws, laws, plan, generator))
     # Elsewhere the bias would leave the support, which is seen at once.
@@ -40,19 +40,19 @@ def check_controls(exact: ExactPolicy, plan: AuditPlan) -> Iterator[Evidence]:
 def _arm(sampled: list[Law], tested: list[Law], plan: AuditPlan, generator: torch.Generator) -> tuple[Fit, ...]:
     """Samples of some laws, tested against others, case by case and together."""
     by_case = [
-        view_fits("control", source.sample(plan.num_samples, generator), law)
+        view_fits("control", source.sample(plan.num_samples, generator), law, plan.views)
         for source, law in zip(sampled, tested, strict=True)
     ]
-    together = [pooled(view, [fits[place] for fits in by_case]) for place, view in enumerate(VIEWS)]
+    together = [pooled(view, [fits[place] for fits in by_case]) for place, view in enumerate(plan.views)]
     return tuple(one for fits in (*by_case, together) for one in fits)
 
 
 def _biased(exact: ExactPolicy, case: Case) -> Law:
     prompt = case.prompt
     target, draft = exact.target(prompt).law(case.sampling), exact.draft(prompt).law(case.sampling)
-    return enumerate_law(mixture(target, draft, BIAS), ends_after(MAX_TOKENS))
+    return enumerate_law(mixture(target, draft, BIAS), ends_after(exact.max_tokens))
 
 
 def _distance(one: Law, other: Law) -> float:
-    first, second = (law.project(VIEWS["token 1"]).masses for law in (one, other))
+    first, second = (law.project(lambda tokens: tokens[:1]).masses for law in (one, other))
     return sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in {*first, *second}) / 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bebop.audit.exact import logprob_table
 from bebop.audit.laws import Conditional, Tokens
-from bebop.audit.plan import CASES, Case
+from bebop.audit.plan import Case
 from bebop.audit.records import Effect, Evidence
 from bebop.audit.survey import Session, Survey
 from bebop.core.sampling import Sampling
@@ -31,7 +31,7 @@ class _Error:
 
 def check_logprobs(session: Session, survey: Survey) -> Iterator[Evidence]:
     """Behaviour log-probs, raw log-probs and entropies of everything in the survey."""
-    for case in CASES:
+    for case in session.plan.cases:
         if case.name not in survey.completions:
             continue
         done = survey.completions[case.name]

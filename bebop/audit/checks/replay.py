@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bebop.audit.plan import CASES, PROMPTS
 from bebop.audit.records import Effect, Evidence
 from bebop.audit.survey import Session, refusal
 from bebop.engines.base import Completion, Request
@@ -16,11 +15,11 @@ _NUM_TOKENS = 10
 
 def check_replay(session: Session) -> Iterator[Evidence]:
     """The same requests twice; then each alone, and all of them in reverse order."""
-    cases = [case for case in CASES if refusal(session, case) is None]
+    cases = [case for case in session.plan.cases if refusal(session, case) is None]
     requests = [
         Request(
             id=str(number),
-            prompt_tokens=PROMPTS[number % len(PROMPTS)],
+            prompt_tokens=cases[number % len(cases)].prompt,
             max_tokens=_NUM_TOKENS,
             sampling=cases[number % len(cases)].sampling,
             seed=session.plan.seed + 20_000_000 + number,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from bebop.audit.checks.law import fits_of
 from bebop.audit.checks.weights import check_alive
-from bebop.audit.plan import PLAIN
 from bebop.audit.records import Evidence
 from bebop.audit.subjects import CanSleep
 from bebop.audit.survey import Session, take_survey
+from bebop.errors import UserError
 
 _DEAD_SHARE = 0.5
 """A head whose acceptance is halved by sleep, with the same weights, is broken."""
@@ -21,9 +21,14 @@ def check_sleep(session: Session) -> Iterator[Evidence]:
     if not isinstance(engine, CanSleep):
         yield from (Evidence(check=f"sleep/{name}", refusal="the engine has no sleep") for name in ("law", "head"))
         return
-    before = take_survey(session, (PLAIN,))
-    engine.sleep()
-    engine.wake()
-    after = take_survey(session, (PLAIN,))
-    yield Evidence(check="sleep/law", fits=tuple(fits_of(session, after, PLAIN)))
-    yield check_alive("sleep/head", before, after, _DEAD_SHARE)
+    plain = session.plan.plain
+    before = take_survey(session, (plain,))
+    try:
+        engine.sleep()
+        engine.wake()
+    except UserError as error:
+        yield from (Evidence(check=f"sleep/{name}", refusal=str(error)) for name in ("law", "head"))
+        return
+    after = take_survey(session, (plain,))
+    yield Evidence(check="sleep/law", fits=tuple(fits_of(session, after, plain)))
+    yield check_alive("sleep/head", before.drafts(plain), after.drafts(plain), _DEAD_SHARE)

@@ -11,7 +11,7 @@ from bebop.audit.survey import Session, Survey
 
 def check_speculation(session: Session, survey: Survey) -> Iterator[Evidence]:
     """Drafts of a good head are accepted, those of an adversarial one refused."""
-    drafts = survey.drafts()
+    drafts = survey.drafts(session.plan.plain)
     if drafts.rounds == 0:
         yield Evidence(check="speculation/on", refusal="the engine does not report what it drafted")
         return

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from bebop.audit.fit import fit
 from bebop.audit.laws import IsEnd, Tokens, ends_after, ends_with_text, enumerate_law
-from bebop.audit.plan import MAX_TOKENS, PLAIN, PROMPTS
 from bebop.audit.policies import LETTERS
 from bebop.audit.records import Effect, Evidence
 from bebop.audit.survey import Session
@@ -24,17 +23,17 @@ def check_stops(session: Session) -> Iterator[Evidence]:
     """Stop tokens, a stop string, and every small max_tokens."""
     request = Request(
         id="stops",
-        prompt_tokens=PROMPTS[0],
-        max_tokens=MAX_TOKENS,
-        sampling=PLAIN.sampling,
+        prompt_tokens=session.plan.plain.prompt,
+        max_tokens=session.plan.max_tokens,
+        sampling=session.plan.plain.sampling,
         seed=session.plan.seed + 10_000_000,
         num_completions=session.plan.num_samples,
     )
     by_token = replace(request, stop_token_ids=STOP_TOKENS)
-    yield _check_ends(session, "stops/token", by_token, ends_after(MAX_TOKENS, STOP_TOKENS))
+    yield _check_ends(session, "stops/token", by_token, ends_after(request.max_tokens, STOP_TOKENS))
     text = "".join(LETTERS[token] for token in STOP_TEXT)
     by_text = replace(request, stop_strings=(text,))
-    yield _check_ends(session, "stops/text", by_text, ends_with_text(MAX_TOKENS, STOP_TEXT))
+    yield _check_ends(session, "stops/text", by_text, ends_with_text(request.max_tokens, STOP_TEXT))
     yield _check_lengths(session, request)
 
 

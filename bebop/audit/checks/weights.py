@@ -9,30 +9,34 @@ from torch import Tensor
 
 from bebop.audit.checks.law import fits_of
 from bebop.audit.exact import ExactPolicy
-from bebop.audit.plan import CASES, PLAIN, PROMPTS
+from bebop.audit.fit import Fit
+from bebop.audit.laws import Tokens
+from bebop.audit.plan import Case
 from bebop.audit.policies import DraftKind, build_policy
 from bebop.audit.records import Effect, Evidence
 from bebop.audit.survey import Session, Survey, take_survey
+from bebop.engines.base import DraftStats
 from bebop.engines.embedded.weights import HEAD_PREFIX
 from bebop.errors import UserError
-from bebop.models.policy import Policy
+from bebop.models.policy import MTPHead, Policy
 
-_CASES = (PLAIN, next(case for case in CASES if case.check == "law/combined"))
 _NEW_SEED = 1
 
 
 def check_weights(session: Session) -> Iterator[Evidence]:
     """New backbone, then new backbone and head as one update. The session's head must be the echo."""
     assert session.recipe.draft is DraftKind.ECHO
-    new = build_policy(replace(session.recipe, seed=session.recipe.seed + _NEW_SEED))
-    updated = replace(session, exact=ExactPolicy(new))
-    before = take_survey(session, _CASES)
+    new = build_policy(replace(session.recipe, seed=session.recipe.seed + _NEW_SEED, turned=True))
+    updated = replace(session, exact=ExactPolicy(new, session.plan.max_tokens))
+    plain = session.plan.plain
+    dead = _dead_share(new, session.head, plain.prompt)
+    before = take_survey(session, _cases(session))
     try:
         session.engine.load_weights(1, _backbone(new))
     except UserError as error:
         yield from (Evidence(check=f"weights/{name}", refusal=str(error)) for name in ("law", "version", "head"))
         return
-    survey = take_survey(updated, _CASES)
+    survey = take_survey(updated, _cases(session))
     yield Evidence(check="weights/law", fits=tuple(_fits(updated, survey)))
     yield _check_versions(survey, 1)
     try:
@@ -40,41 +44,40 @@ def check_weights(session: Session) -> Iterator[Evidence]:
     except UserError as error:
         yield Evidence(check="weights/head", refusal=str(error))
         return
-    survey = take_survey(updated, _CASES)
+    survey = take_survey(updated, _cases(session))
     yield Evidence(check="weights/law", fits=tuple(_fits(updated, survey)))
     yield _check_versions(survey, 2)
-    yield check_alive("weights/head", before, survey, _dead_share(session.exact, updated.exact))
+    yield check_alive("weights/head", before.drafts(plain), survey.drafts(plain), dead)
 
 
-def check_alive(check: str, before: Survey, after: Survey, dead_share: float) -> Evidence:
-    """Acceptance must be nearer to what it was than to ``dead_share`` of it."""
-    old, new = _depth_1(before), _depth_1(after)
-    if old is None or new is None:
+def check_alive(check: str, before: DraftStats, after: DraftStats, dead_share: float) -> Evidence:
+    """The acceptance of first drafts must be nearer to what it was than to ``dead_share`` of it."""
+    if not (before.reached and after.reached):
         return Evidence(check=check, refusal="the engine does not report what it drafted")
-    wanted = old * (1 + dead_share) / 2
+    old, new = before.accepted[0] / before.reached[0], after.accepted[0] / after.reached[0]
     fault = (
         f"{new:.0%} of first drafts are accepted after {old:.0%} before; a stale head would have {old * dead_share:.0%}"
     )
     return Evidence(
         check=check,
         effect=Effect(value=new, unit="acceptance of first drafts"),
-        faults=(fault,) if new < wanted else (),
+        faults=(fault,) if new < old * (1 + dead_share) / 2 else (),
     )
 
 
-def _depth_1(survey: Survey) -> float | None:
-    drafts = survey.drafts()
-    return drafts.accepted[0] / drafts.reached[0] if drafts.reached and drafts.reached[0] else None
+def _cases(session: Session) -> list[Case]:
+    """Plain, and one with everything set."""
+    return [session.plan.plain, *(case for case in session.plan.cases if case.check == "law/combined")]
 
 
-def _dead_share(old: ExactPolicy, new: ExactPolicy) -> float:
-    """What of its acceptance the old head keeps on the new backbone, by enumeration."""
-    prompt = PROMPTS[0]
-    return new.overlap(prompt, old.draft(prompt)) / new.overlap(prompt, new.draft(prompt))
+def _dead_share(new: Policy, old_head: MTPHead, prompt: Tokens) -> float:
+    """Overlap of the new backbone with its old head, over that with its own, by enumeration."""
+    stale, own = (ExactPolicy(policy, 1).overlap(prompt) for policy in (replace(new, head=old_head), new))
+    return stale / own
 
 
-def _fits(session: Session, survey: Survey) -> Iterator:
-    for case in _CASES:
+def _fits(session: Session, survey: Survey) -> Iterator[Fit]:
+    for case in _cases(session):
         if case.name in survey.completions:
             yield from fits_of(session, survey, case)
 
