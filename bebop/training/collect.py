@@ -31,10 +31,17 @@ Show = Callable[[int, str], None]
 """(episodes done, a short line of figures) -> None"""
 
 
-def collected(policy: Policy, config: CollectConfig, temperature: float, path: Path, show: Show) -> list[Sample]:
+def collected(
+    policy: Policy,
+    config: CollectConfig,
+    temperature: float,
+    path: Path,
+    show: Show,
+    split: Split = Split.TRAIN,
+) -> list[Sample]:
     """The samples in ``path``, played first where the file is not there yet."""
     if not path.exists():
-        wanted = episode_plans(config)
+        wanted = episode_plans(config, split)
         part = path.with_suffix(".part")
         play(policy, config, temperature, wanted, part, show)
         order = {plan_id(plan): place for place, plan in enumerate(wanted)}
@@ -47,9 +54,9 @@ def collected(policy: Policy, config: CollectConfig, temperature: float, path: P
     ]
 
 
-def episode_plans(config: CollectConfig) -> list[EpisodePlan]:
+def episode_plans(config: CollectConfig, split: Split = Split.TRAIN) -> list[EpisodePlan]:
     tasks = [load_task(one.name, config.seed, one.options) for one in config.tasks]
-    return list(islice(plans(tasks, Split.TRAIN, range(config.num_episodes)), config.num_episodes))
+    return list(islice(plans(tasks, split, range(config.num_episodes)), config.num_episodes))
 
 
 def play(

@@ -39,7 +39,7 @@ from bebop.tasks.chat import Transcript
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.training.bootstrap import Tally
 from bebop.training.chain_plan import plan_chains
-from bebop.training.hidden import recomputed
+from bebop.training.hidden import HiddenSource, recomputed
 from bebop.training.mtp import draft_chains, lm_head_weight
 from bebop.training.packing import packs
 from bebop.training.samples import Sample
@@ -101,15 +101,21 @@ def played_tally(rule: str, drafts: DraftStats) -> Tally:
     }
 
 
-@torch.no_grad()
 def rollout_chains(policy: Policy, rollouts: Sequence[Rollout], settings: EvalSettings) -> list[RolloutChains]:
     """The head unrolled along every rollout, in their order."""
     samples = [
         Sample(id=str(number), transcript=Transcript(list(one.tokens), list(one.is_model)))
         for number, one in enumerate(rollouts)
     ]
+    return sample_chains(policy, samples, recomputed(policy), settings)
+
+
+@torch.no_grad()
+def sample_chains(
+    policy: Policy, samples: Sequence[Sample], hiddens: HiddenSource, settings: EvalSettings
+) -> list[RolloutChains]:
+    """The head unrolled along every sequence, which the policy itself must have sampled, in their order."""
     found: dict[str, RolloutChains] = {}
-    hiddens = recomputed(policy)
     for pack in packs(samples, settings.batch_tokens):
         plan = plan_chains(pack.batch.to(policy.device), settings.num_drafts)
         chains = draft_chains(policy, hiddens(pack), plan, "ttt")
