@@ -97,14 +97,13 @@ def train_sft(scale: Scale, directory: Path) -> Step:
 def the_heads(scale: Scale, directory: Path) -> Act:
     return Act(
         title="two heads",
-        purpose="The same fresh MTP head, trained on the policy's own rollouts with cross-entropy and with e2e TV.",
+        purpose="From one start, on the policy's own rollouts: one head by cross-entropy, one by e2e total variation.",
         waves=side_by_side(*(train_mtp(scale, directory, objective) for objective in OBJECTIVES)),
         found=findings.heads,
     )
 
 
 def train_mtp(scale: Scale, directory: Path, objective: str) -> Step:
-    warm_up = ("loss.warm_up=null",) if objective == "ce" else ()
     return Step(
         name=f"head-{objective}",
         arguments=(
@@ -112,7 +111,6 @@ def train_mtp(scale: Scale, directory: Path, objective: str) -> Step:
             config(f"mtp-{scale.name}"),
             f"policy={scale.policy}",
             f"loss.objective={objective}",
-            *warm_up,
             f"run={directory / f'head-{objective}'}",
             f"output={head(directory, objective)}",
         ),
