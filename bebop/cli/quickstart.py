@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -33,6 +34,7 @@ def command(
     console = Console()
     console.print(f"{len(acts)} acts, about {scale.minutes} minutes on two cores, kept in {directory}", highlight=False)
     stage = ConsoleStage(acts, console)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         perform(acts, directory, stage)
     except KeyboardInterrupt:
@@ -40,3 +42,8 @@ def command(
         raise
     finally:
         stage.close()
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """Be ended like by Ctrl-C: what runs is stopped first."""
+    raise KeyboardInterrupt

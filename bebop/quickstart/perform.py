@@ -73,13 +73,18 @@ def run_side_by_side(steps: Sequence[Step], directory: Path, stage: Stage) -> No
 
 
 def launch(step: Step, directory: Path) -> subprocess.Popen[bytes]:
-    """One command with one compute thread: a second process, or a worker of its own, has the other core."""
+    """One command with one compute thread: a second process, or a worker of its own, has the other core.
+
+    It has a session of its own, so that Ctrl-C reaches it once, through ``stop``, and it can end at a safe point.
+    """
     command = [sys.executable, "-m", "bebop", *step.arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         output = stack.enter_context(output_of(directory, step.name).open("wb"))
         log = stack.enter_context(log_of(directory, step.name).open("wb"))
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env=environment)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env=environment, start_new_session=True
+        )
 
 
 def check(one: Running) -> None:

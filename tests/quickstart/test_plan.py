@@ -1,0 +1,37 @@
+"""The quickstart's commands are commands: each parses, and its configuration resolves with its overrides."""
+
+from pathlib import Path
+
+import pytest
+from document_checks import problems_of
+
+from bebop.cli.quickstart import command
+from bebop.errors import UserError
+from bebop.quickstart.plan import SCALES, commands, plan
+
+
+@pytest.mark.parametrize("policy", SCALES)
+def test_every_command_can_be_run(policy: str, tmp_path: Path) -> None:
+    acts = plan(SCALES[policy], tmp_path)
+    assert len(acts) == 5
+    problems = [problem for act in acts for step in act.steps for problem in problems_of(["bebop", *step.arguments])]
+    assert problems == []
+
+
+def test_the_arms_differ_in_the_head_alone(tmp_path: Path) -> None:
+    lines = [line for line in commands(plan(SCALES["tiny"], tmp_path)) if line.startswith("bebop train-rl")]
+    settings = [set(line.split()) for line in lines]
+    shared = set.intersection(*settings)
+    assert len(lines) == 3
+    assert {word.partition("=")[0] for words in settings for word in words - shared} == {
+        "policy",
+        "mtp.mode",
+        "mtp.rule",
+        "run",
+        "output",
+    }
+
+
+def test_another_policy_is_told_what_to_do() -> None:
+    with pytest.raises(UserError, match="train-mtp, eval-mtp and train-rl on your own"):
+        command(policy="llama")
