@@ -52,7 +52,7 @@ def command(
     )
     findings = write_report(runs, out, options)
     Console().print(summary(findings))
-    where = f" and {findings.num_figures} figures in {figures}" if figures else ""
+    where = f", its figures ({findings.num_figures}) in {figures}" if figures else ""
     print(f"the report is in {out}{where}")
 
 

@@ -30,6 +30,8 @@ COLOURS = {
 }
 """The page's light colours."""
 WIDTH, HEIGHT, DPI = 5.6, 3.4, 200
+LEGEND_LETTERS = 80
+"""Letters of the legend's size that the width holds."""
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -87,7 +89,8 @@ def draw(figure: Any, chart: Chart, view: str | None) -> None:
     style_axis(axes, "x", chart.x)
     style_axis(axes, "y", chart.y)
     if len(labels) > 1:
-        figure.legend(loc="outside upper center", ncols=min(4, len(labels)))
+        fitting = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 6))
+        figure.legend(loc="outside upper center", ncols=min(fitting, len(labels)))
 
 
 def stands_for(trace: Trace, traces: Sequence[Trace]) -> bool:
