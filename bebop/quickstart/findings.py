@@ -75,7 +75,8 @@ def learning(directory: Path) -> list[str]:
 
 
 def report(directory: Path) -> list[str]:
-    return [f"open {directory / 'report.html'} in a browser"]
+    summary = output_of(directory, "report").read_text(encoding="utf-8").splitlines()
+    return [*summary, f"open {directory / 'report.html'} in a browser"]
 
 
 def heldout(rows: list[MetricsRow]) -> str:

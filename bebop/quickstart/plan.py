@@ -8,11 +8,12 @@ from pathlib import Path
 
 from bebop.errors import UserError
 from bebop.quickstart import findings
-from bebop.quickstart.acts import Act, Step, one_by_one, side_by_side
+from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 
 CONFIGS = Path(__file__).parent / "configs"
 OBJECTIVES = ("ce", "e2e_tv")
 TASKS = ("math", "code", "agent")
+REPORT = ("--title", "Bebop quickstart", "--baseline", "rl-plain", "--out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +131,7 @@ def eval_mtp(scale: Scale, directory: Path, objective: str) -> Step:
     problems = ("--problems", str(scale.head_problems))
     rules = ("--rules", "rejection,block,target_only", "--tasks", ",".join(TASKS))
     return Step(
-        name=f"acceptance-{objective}",
+        name=f"{findings.ACCEPTANCE}{objective}",
         arguments=("eval-mtp", str(head(directory, objective)), *rules, *problems, "--json"),
     )
 
@@ -161,11 +162,13 @@ def train_rl(scale: Scale, directory: Path, arm: Arm) -> Step:
 
 
 def the_report(directory: Path) -> Act:
-    runs = [str(directory / name) for name in (*(f"head-{one}" for one in OBJECTIVES), *(arm.name for arm in ARMS))]
+    names = (*(f"head-{one}" for one in OBJECTIVES), *(arm.name for arm in ARMS))
+    evaluations = (output_of(directory, f"{findings.ACCEPTANCE}{one}") for one in OBJECTIVES)
+    inputs = [str(path) for path in (*(directory / name for name in names), *evaluations)]
     return Act(
         title="the report",
         purpose="One page with the pictures of this run.",
-        waves=one_by_one(Step(name="report", arguments=("report", *runs, "--out", str(directory / "report.html")))),
+        waves=one_by_one(Step(name="report", arguments=("report", *inputs, *REPORT, str(directory / "report.html")))),
         found=findings.report,
     )
 
