@@ -45,19 +45,19 @@ class ObjectiveBench(ConfigModel):
     policy: str = "tiny"
     out: Path = Path("runs/objectives-tiny")
     arms: ArmsConfig = ArmsConfig()
-    collect: CollectConfig = CollectConfig(num_episodes=900)
+    collect: CollectConfig = CollectConfig(num_episodes=750)
     """Rollouts on the train splits."""
     rollouts: Path | None = None
     """A ``rollouts.jsonl`` of a `bebop train-mtp` run with this policy and temperature, instead of the collection."""
-    num_tuning: int = Field(default=150, ge=1)
+    num_tuning: int = Field(default=120, ge=1)
     """Train rollouts that are set aside to choose learning rates by."""
-    num_heldout: int = Field(default=300, ge=1)
+    num_heldout: int = Field(default=240, ge=1)
     """Rollouts on the held-out splits, over all tasks."""
     temperature: float = Field(default=1.0, gt=0)
     start_steps: int = Field(default=100, ge=1)
     """Steps of ``kl`` from a fresh head to the common start."""
     start_lr: float = Field(default=2e-3, gt=0)
-    steps: int = Field(default=120, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Steps of every arm after the start."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps in which the learning rate rises."""

@@ -28,6 +28,7 @@ from bebop.bench.objective_config import ObjectiveBench
 from bebop.bench.objective_lab import Lab, open_lab
 from bebop.bench.objective_table import write_results
 from bebop.config import load_config
+from bebop.training.allocator import keep_freed_memory
 
 MAX_GROWTH = 2
 """Learning rates that a grid may gain at its ends."""
@@ -37,7 +38,8 @@ def main(words: Sequence[str]) -> None:
     """``[CONFIG] [KEY=VALUE]...``"""
     path = Path(words[0]) if words and "=" not in words[0] else None
     bench = load_config(ObjectiveBench, path, words[1:] if path else words)
-    lab = open_lab(bench, list(sys.argv))
+    keep_freed_memory()
+    lab = open_lab(bench, ["python", "-m", "bebop.bench.objectives", *words])
     results: list[ArmResult] = []
     for result in measured(lab):
         results.append(result)

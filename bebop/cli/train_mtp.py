@@ -12,6 +12,7 @@ from bebop.cli.resuming import open_run
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
+from bebop.training.allocator import keep_freed_memory
 from bebop.training.collect import collected
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
@@ -31,6 +32,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """
     settings = resolve(TrainMTP, config, overrides, dry_run=dry_run)
     check_output(settings.output)
+    keep_freed_memory()
     policy = open_policy(settings)
     run = open_run(settings.run, settings, settings.data.seed)
     samples = open_samples(settings, policy, run)

@@ -11,6 +11,7 @@ from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.tasks.chat import check_chat_format
 from bebop.tasks.registry import load_task
+from bebop.training.allocator import keep_freed_memory
 from bebop.training.sft import StepReport, TrainSFT, train_sft
 from bebop.training.transcripts import TranscriptSource, file_transcripts, task_transcripts
 
@@ -23,6 +24,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     Example: bebop train-sft configs/train-sft-tiny.yaml steps=200 optimiser.lr=1e-3
     """
     settings = resolve(TrainSFT, config, overrides, dry_run=dry_run)
+    keep_freed_memory()
     device = chosen_device(settings.device)
     policy = load_policy(settings.policy, dtype=chosen_dtype(settings.dtype, device), device=device, head=settings.head)
     source = open_source(settings, policy)
