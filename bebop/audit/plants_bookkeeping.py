@@ -36,10 +36,10 @@ def _stops_seen_late(kinds: set[StopReason]) -> Edits:
     waiting: list[int] = [0]
     missed: list[StopReason] = []
 
-    def absorb_block(self: Row, block: Block, version: int) -> None:
+    def absorb_block(self: Row, block: Block, version: int) -> int:
         waiting[0] = len(block.tokens)
         missed.clear()
-        absorb(self, block, version)
+        return absorb(self, block, version)
 
     def stop_at_the_end(self: Row, token: int) -> StopReason | None:
         waiting[0] -= 1

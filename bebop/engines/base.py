@@ -49,6 +49,10 @@ class Request:
     The random draws of completion ``c`` depend on ``(seed, c, position)`` alone, so two requests with equal prompt and
     seed give equal tokens. ``num_draft_tokens=None`` takes the engine's setting. Stop tokens and stop strings stay in
     the completion: it ends with the token that completed them.
+
+    Turns of a conversation can share work: with ``keep_cache`` the engine may keep what it holds of prompt and completion
+    when the latter ends, and a request that ``continues`` it (by its id) starts from there if its prompt begins with
+    those tokens and nothing has displaced them. Neither changes a token; an engine is free to ignore both.
     """
 
     id: str
@@ -60,6 +64,8 @@ class Request:
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     num_completions: int = 1
+    keep_cache: bool = False
+    continues: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
@@ -70,6 +76,11 @@ class Request:
             raise UserError(f"request {self.id!r} has num_completions {self.num_completions}; it must be 1 or more")
         if self.num_draft_tokens is not None and self.num_draft_tokens < 0:
             raise UserError(f"request {self.id!r} has num_draft_tokens {self.num_draft_tokens}; it must be 0 or more")
+        if self.keep_cache and self.num_completions > 1:
+            raise UserError(
+                f"request {self.id!r} keeps the cache of {self.num_completions} completions; "
+                "set num_completions to 1, since a continuation names the request alone"
+            )
         if "" in self.stop_strings:
             raise UserError(f"request {self.id!r} has an empty stop string; remove it")
 

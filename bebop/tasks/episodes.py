@@ -133,6 +133,8 @@ class Attempt:
             seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"),
             num_draft_tokens=settings.num_draft_tokens,
             stop_token_ids=(stop_token,),
+            keep_cache=not isinstance(self.episode, SingleTurn),
+            continues=self.turns[-1].completion.request_id if self.turns else None,
         )
 
     def answer(self, text: str | None, stop_reason: StopReason) -> Turn:

@@ -33,7 +33,7 @@ def after_window(policy: Policy, num_kept: list[int]) -> tuple[Backbone, torch.T
     tokens_BJ = torch.tensor([[prompt[-1], *block] for prompt, block in zip(PROMPTS, BLOCKS, strict=True)])
     positions_BJ = torch.tensor([len(p) - 1 for p in PROMPTS])[:, None] + torch.arange(NUM_DRAFTS + 1)
     hidden = backbone.window(tokens_BJ, positions_BJ, int(positions_BJ.max()) + 1)
-    backbone.commit(torch.tensor(num_kept))
+    backbone.commit(num_kept)
     return backbone, hidden.output_BTH
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bebop.engines.base import Completion, Request
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bebop.engines.embedded.prompts import Prefilled, Prefiller
+from bebop.engines.embedded.prefilled import Prefilled
+from bebop.engines.embedded.prompts import Prefiller
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 

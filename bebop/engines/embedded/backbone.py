@@ -6,6 +6,8 @@ and logits are left to the caller, who needs few of them.
 Legend: B rows, T tokens of a row, R rows of a prefill, H hidden size, N = B T.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +135,31 @@ class Backbone:
         mixed_BTH = self.delta.mix(layer.linear_attn, index, layer.input_layernorm(hidden_BTH))
         return _feed_forward(layer, hidden_BTH + mixed_BTH)
 
-    def commit(self, num_kept_B: Tensor) -> None:
-        """The first ``num_kept_B`` (1..T) tokens of the last window stand; recurrent states move to after them."""
-        self.delta.commit(num_kept_B)
+    def commit(self, num_kept: Sequence[int]) -> None:
+        """The first ``num_kept[b]`` tokens of row b's last window stand; recurrent states move to after them.
+
+        Rows that keep none are done with: what their slots hold is meaningless.
+        """
+        if self.delta.is_open:
+            self.delta.commit(torch.tensor(num_kept, device=self.policy.device).clamp(min=1))
+
+    def apart(self, num_slots: int) -> "Backbone":
+        """The same layers over caches of their own."""
+        other = copy.copy(self)
+        other.attention, other.delta = SlotCache(num_slots), DeltaNetCache(num_slots)
+        return other
+
+    def copy_of(self, slot: int, num_positions: int) -> PrefillCache:
+        """The first positions of a slot as one prefilled row; recurrent states are those after the last commit."""
+        cache = self.attention.copy_of(slot, num_positions)
+        cache.states = self.delta.copy_of(slot)
+        return cache
+
+    def rows(self, num_positions: int) -> PrefillCache:
+        """Every slot as a prefilled row, sharing the caches' memory."""
+        cache = self.attention.rows(num_positions)
+        cache.states = self.delta.rows()
+        return cache
 
     def fill(self, slots: list[int], prefill: PrefillCache, rows: list[int]) -> None:
         """Copy prefilled rows into slots."""

@@ -4,6 +4,8 @@ Legend: S slots (rows the engine can hold), B rows in use (always the first B sl
 T new positions of a row, N = B T, H key heads, D head size, R rows of a prefill.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,21 @@ class SlotCache:
             for stores, new_RHTD in ((self._keys, key_RHTD), (self._values, value_RHTD)):
                 self._store(stores, layer, new_RHTD[:, :, 0])[slots, :num_new] = new_RHTD[rows].transpose(1, 2)
 
+    def copy_of(self, slot: int, num_positions: int) -> "PrefillCache":
+        """The first positions of a slot as one prefilled row, whatever becomes of the slot."""
+        return self._rows(slice(slot, slot + 1), num_positions, torch.clone)
+
+    def rows(self, num_positions: int) -> "PrefillCache":
+        """The first positions of every slot as prefilled rows, sharing this cache's memory."""
+        return self._rows(slice(None), num_positions, lambda store: store)
+
+    def _rows(self, slots: slice, num_positions: int, keep: Callable[[Tensor], Tensor]) -> "PrefillCache":
+        cache = PrefillCache()
+        for layer, keys_SLHD in self._keys.items():
+            key, value = (keep(store[slots, :num_positions]) for store in (keys_SLHD, self._values[layer]))
+            cache.layers[layer] = (key.transpose(1, 2), value.transpose(1, 2))
+        return cache
+
     def reserve(self, num_positions: int) -> None:
         """Make room for ``num_positions`` per slot; UserError when memory runs out."""
         if num_positions <= self.capacity:
@@ -115,6 +132,12 @@ class PrefillCache:
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys, values and states."""
+        pairs = (*self.layers.values(), *self.states.values())
+        return sum(tensor.numel() * tensor.element_size() for pair in pairs for tensor in pair)
 
     def update(self, key_RHTD: Tensor, value_RHTD: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
         """Remember and hand back: a prefill starts at position 0, so the new keys are all the keys."""

@@ -72,6 +72,11 @@ class DeltaNetCache:
         )
         return _finish(module, hidden_BTH, out_BNTv.transpose(1, 2))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a window waits to be decided."""
+        return bool(self._windows)
+
     def commit(self, num_kept_B: Tensor) -> None:
         """Advance the states by the first ``num_kept_B`` (1..T) tokens of the window and forget the rest."""
         last_B = num_kept_B - 1
@@ -96,6 +101,16 @@ class DeltaNetCache:
             self._allocate(layer, recurrent_RNkv, convolution_RWC)
             self._recurrent_SNkv[layer][slots] = recurrent_RNkv[rows]
             self._convolution_SWC[layer][slots] = convolution_RWC[rows]
+
+    def copy_of(self, slot: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """The states of a slot by layer, as ``PrefillCache`` keeps those of one row."""
+        return {
+            layer: (self._recurrent_SNkv[layer][[slot]], self._convolution_SWC[layer][[slot]]) for layer in self.layers
+        }
+
+    def rows(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """The states of every slot by layer, sharing this cache's memory."""
+        return {layer: (self._recurrent_SNkv[layer], self._convolution_SWC[layer]) for layer in self.layers}
 
     def move(self, source: int, target: int) -> None:
         """Overwrite slot ``target`` with slot ``source``."""

@@ -8,6 +8,7 @@ then, so rounds without drafts cost the head nothing and drafting can resume at 
 Legend: B rows, S slots, R rows of a prefill, T positions, W width of a rebuild, H hidden size, K draft tokens.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,9 +80,30 @@ class Drafter:
         index_N = (starts_B[:, None] + torch.arange(num_new, device=hidden_BTH.device)).reshape(-1)
         self._waiting_SWH.view(-1, size).index_copy_(0, index_N, hidden_BTH.reshape(-1, size))
 
-    def keep_last(self, slots: list[int], hidden_RH: Tensor) -> None:
-        """Let the hidden state of a prompt's last anchor wait in freshly filled slots."""
-        self._waiting_SWH[slots, 0] = hidden_RH
+    def keep_first(self, slots: list[int], hidden_RWH: Tensor) -> None:
+        """Let hidden states wait in freshly filled slots."""
+        self._waiting_SWH[slots, : hidden_RWH.shape[1]] = hidden_RWH
+
+    def waiting_of(self, slot: int, num_waiting: int) -> Tensor:
+        """A copy of a slot's hidden states that wait, [1, W, H]."""
+        return self._waiting_SWH[slot : slot + 1, :num_waiting].clone()
+
+    def apart(self, num_slots: int) -> "Drafter":
+        """The same head over a cache of its own; nothing waits in it."""
+        other = copy.copy(self)
+        other.cache = SlotCache(num_slots)
+        return other
+
+    def settle(self, hidden_RTH: Tensor, tokens_RT: Tensor, first_R: Tensor, longest: int) -> None:
+        """Cache the head's keys at T positions from ``first_R`` on; ``tokens_RT`` are the tokens one after each.
+
+        ``longest`` is one more than the last position of any row.
+        """
+        positions_RT = first_R[:, None] + torch.arange(hidden_RTH.shape[1], device=first_R.device)
+        num_keys = aligned(longest, self.cache.capacity)
+        self.cache.begin(positions_RT, num_keys)
+        mask = additive_mask(positions_RT, num_keys, self._num_groups, self.policy.dtype)
+        self._step(hidden_RTH, tokens_RT, positions_RT, mask)
 
     def draft(self, waiting: Waiting, num_drafts: int, choose: ChooseToken) -> Tensor:
         """Rebuild what waits, then draft; returns tokens [B, K] (nothing is chosen at K = 0)."""

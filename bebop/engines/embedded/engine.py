@@ -17,9 +17,11 @@ from bebop.engines.base import Completion, Request, StopReason
 from bebop.engines.embedded.attention import ragged
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.clock import Phase, PhaseClock
+from bebop.engines.embedded.contexts import Contexts
 from bebop.engines.embedded.draft_length import AutoDraftLength
 from bebop.engines.embedded.drafting import STORE_WIDTH, Drafter, Waiting
 from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.engines.embedded.prefilled import clear
 from bebop.engines.embedded.prompts import Prefiller
 from bebop.engines.embedded.report import EngineReport
 from bebop.engines.embedded.rows import Row
@@ -45,7 +47,7 @@ class EmbeddedEngine:
         self.max_context = self.options.max_context or policy.config.max_position_embeddings
         self._backbone = self._make_backbone()
         self._drafter = self._make_drafter()
-        self._prefiller = Prefiller(self._backbone, self._drafter, self.options.prefill_tokens)
+        self._prefiller = self._make_prefiller()
         self._auto = AutoDraftLength(self.options.max_draft_tokens) if self.options.num_draft_tokens == "auto" else None
         self._selector: Selector | None = None
         self._report = EngineReport()
@@ -73,6 +75,7 @@ class EmbeddedEngine:
             )
         self._streaming = True
         self._take_weights()
+        self._prefiller.contexts.forget_conversations()
         scheduler = Scheduler(requests, self.options.max_rows, self._make_row)
         try:
             while not scheduler.is_done:
@@ -97,14 +100,13 @@ class EmbeddedEngine:
 
     def report(self) -> EngineReport:
         """Counts, seconds per phase and memory since the engine was made."""
-        caches = self._backbone.num_bytes + (self._drafter.num_bytes if self._drafter else 0)
-        return self._report.with_state(self.clock, caches, self._auto)
+        return self._report.with_state(self.clock, self._prefiller, self._auto)
 
     def close(self) -> None:
         """Free the caches; the policy stays as it is."""
         self._backbone = self._make_backbone()
         self._drafter = self._make_drafter()
-        self._prefiller = Prefiller(self._backbone, self._drafter, self.options.prefill_tokens)
+        self._prefiller = self._make_prefiller()
         self._selector = None
 
     @torch.inference_mode()
@@ -142,14 +144,12 @@ class EmbeddedEngine:
         self.clock.lap(Phase.VERIFY)
         outcome = selector.verify(hidden.output_BTH)
         self.clock.lap(Phase.SAMPLING)
-        self._backbone.commit(outcome.num_accepted_B + 1)
         if self._drafter is not None:
             self._drafter.keep(hidden.draft_BTH, self._tensor([row.num_waiting for row in rows]))
         self.clock.lap(Phase.VERIFY)
         blocks = outcome.blocks()
-        for row, block in zip(rows, blocks, strict=True):
-            row.num_waiting += block.num_accepted + 1
-            row.absorb(block, self.version)
+        num_taken = [row.absorb(block, self.version) for row, block in zip(rows, blocks, strict=True)]
+        self._backbone.commit(num_taken)
         self._report.add_round(selector.draft_bytes, blocks)
         return [block.num_accepted for block in blocks]
 
@@ -197,9 +197,9 @@ class EmbeddedEngine:
     def _retire(self, scheduler: Scheduler) -> list[Row]:
         for slot, row in enumerate(scheduler.rows):
             if row.stop_reason is StopReason.NOT_FINITE:
-                self._backbone.clear(slot)
-                if self._drafter is not None:
-                    self._drafter.clear(slot)
+                clear(self._backbone, self._drafter, [slot])
+            elif row.stop_reason is not None and row.request.keep_cache and self.options.kept_memory:
+                self._prefiller.keep(row.request.id, slot, row.tokens, row.num_waiting)
         return scheduler.retire()
 
     def _refresh(self, scheduler: Scheduler) -> None:
@@ -209,6 +209,7 @@ class EmbeddedEngine:
         self._stale = False
         if not self.options.recompute_cache:
             return
+        self._prefiller.contexts.forget_conversations()
         scheduler.forget_prefills()
         live = [(slot, row) for slot, row in enumerate(scheduler.rows) if row.stop_reason is None]
         prefilled = self._prefiller.prefill([row.tokens for _, row in live])
@@ -219,7 +220,7 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def _take_weights(self) -> None:
         """Refresh what was derived from weights; when a stream starts too, for weights that were changed in place."""
-        self._prefiller.forget()
+        self._prefiller.contexts.forget_prompts()
         self._backbone.refresh()
         if self._drafter is not None:
             self._drafter.refresh()
@@ -261,6 +262,10 @@ class EmbeddedEngine:
 
     def _make_backbone(self) -> Backbone:
         return Backbone(self.policy, self.options.max_rows, lean=self.options.lean)
+
+    def _make_prefiller(self) -> Prefiller:
+        contexts = Contexts(self.options.kept_memory)
+        return Prefiller(self._backbone, self._drafter, self.options.prefill_tokens, contexts)
 
     def _make_drafter(self) -> Drafter | None:
         if self.options.draft_limit == 0:

@@ -32,6 +32,8 @@ class EmbeddedOptions:
     """Bytes for the draft distributions of a round; above it they are computed again from the draft's hidden states."""
     verify_memory: int = 256 * MIB
     """Bytes for the float32 distributions that are verified at a time; rows are verified in chunks that fit."""
+    kept_memory: int = 256 * MIB
+    """Bytes for recent prompts and for conversations that may go on (``Request.keep_cache``); 0 keeps none."""
     recompute_cache: bool = True
     measure_overlap: bool = True
     lean: bool = True
@@ -61,3 +63,5 @@ class EmbeddedOptions:
         for name in ("max_rows", "prefill_tokens", "draft_memory", "verify_memory"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.kept_memory < 0:
+            raise UserError(f"kept_memory is {self.kept_memory}; it must be 0 or more")

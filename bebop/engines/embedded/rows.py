@@ -61,12 +61,16 @@ class Row:
         """Positions in the cache; also the position of the pending token."""
         return len(self.tokens) - 1
 
-    def absorb(self, block: Block, version: int) -> None:
-        """Take a round's block, up to and including the token that ends the completion."""
+    def absorb(self, block: Block, version: int) -> int:
+        """Take a round's block, up to and including the token that ends the completion; -> tokens taken.
+
+        So many positions are new in the cache: the pending token and all that were taken but the last.
+        """
         if not block.finite:
             self.stop_reason = StopReason.NOT_FINITE
-            return
+            return 0
         self._count(block)
+        num_before = len(self.tokens)
         for place, token in enumerate(block.tokens):
             self.tokens.append(token)
             self.logprobs.append(block.logprobs[place])
@@ -78,7 +82,10 @@ class Row:
             self.token_overlaps.append(_at(block.overlaps, place))
             self.stop_reason = self._stop_after(token)
             if self.stop_reason is not None:
-                return
+                break
+        num_taken = len(self.tokens) - num_before
+        self.num_waiting += num_taken
+        return num_taken
 
     def completion(self) -> Completion:
         """The finished record."""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from bebop.engines.base import Request
-from bebop.engines.embedded.prompts import Prefilled, Prefiller
+from bebop.engines.embedded.prefilled import Prefilled
+from bebop.engines.embedded.prompts import Prefiller
 from bebop.engines.embedded.rows import Row
 
 _IDLE_SECONDS = 0.001
@@ -89,7 +90,7 @@ class Scheduler:
 
     def _prefill(self, groups: list[_Group], prefiller: Prefiller) -> None:
         new = list({id(group): group for group in groups if group.prefilled is None}.values())
-        prefilled = prefiller.prefill_prompts([group.request.prompt_tokens for group in new])
+        prefilled = prefiller.prepare([group.request for group in new])
         for group, result in zip(new, prefilled, strict=True):
             group.prefilled = result
 

@@ -39,7 +39,6 @@ class _Chunk:
 class Outcome:
     """A verified round. ``packed`` holds, per row, what the host takes over in one transfer (see ``blocks``)."""
 
-    num_accepted_B: Tensor
     packed: Tensor
     num_drafts: list[int]
 
@@ -125,8 +124,7 @@ class Selector:
             torch.stack(self._draft_KB, dim=1) if self._draft_KB else self._position_B.new_empty(len(hidden_BJH), 0)
         )
         parts = [self._verify_chunk(hidden_BJH, draft_BK, chunk) for chunk in self._chunks]
-        packed = _join(parts)
-        return Outcome(num_accepted_B=packed[:, 0].long(), packed=packed, num_drafts=self._num_drafts)
+        return Outcome(packed=_join(parts), num_drafts=self._num_drafts)
 
     def _verify_chunk(self, hidden_BJH: Tensor, draft_BK: Tensor, chunk: _Chunk) -> Tensor:
         logits_bJV = self._policy.logits(hidden_BJH[chunk.rows])
