@@ -26,6 +26,7 @@ from bebop.core.objectives import OBJECTIVES
 from bebop.models.contracts import CONTRACTS, HeadContract
 from bebop.models.head import MTPHead, head_config
 from bebop.models.naming import head_tensor_names
+from bebop.rl.config import TrainRL
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.sft import TrainSFT
 
@@ -108,7 +109,7 @@ def contract_row(contract: HeadContract) -> list[str]:
     ]
 
 
-GUIDES: dict[str, type[ConfigModel]] = {"train-sft": TrainSFT, "train-mtp": TrainMTP}
+GUIDES: dict[str, type[ConfigModel]] = {"train-sft": TrainSFT, "train-mtp": TrainMTP, "train-rl": TrainRL}
 """Guide -> the configuration whose settings it names."""
 SETTING = re.compile(r"(?:[a-z_]+\.)+[a-z_]+|[a-z_.]+=\S.*")
 """A dotted path, or an override."""
@@ -129,7 +130,8 @@ def test_the_settings_of_a_guide_are_those_of_the_code(name: str) -> None:
 
 
 def has_setting(model: type[ConfigModel], path: list[str]) -> bool:
-    field = model.model_fields.get(path[0])
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    field = fields.get(path[0])
     if field is None or len(path) == 1:
         return field is not None
     sections = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
