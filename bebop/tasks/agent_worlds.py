@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from pydantic import Field, model_validator
+
 from bebop.config import ConfigModel
-from bebop.tasks.base import Outcome
+from bebop.tasks.base import Outcome, check_range
 
 ITEMS = ("fig", "nut", "tea", "rice", "milk", "corn", "salt", "lime", "plum", "oats")
 SETTINGS = {
@@ -28,13 +30,18 @@ MAX_EXPRESSION = 40
 class AgentConfig(ConfigModel):
     """Size of the generated problems and length of an episode."""
 
-    max_turns: int = 8
+    max_turns: int = Field(default=8, ge=1)
     """Turns of the policy before the episode ends with ``turn limit``."""
-    max_price: int = 20
-    min_items: int = 2
-    max_items: int = 2
+    max_price: int = Field(default=20, ge=2)
+    min_items: int = Field(default=2, ge=2, le=4)
+    max_items: int = Field(default=2, ge=2, le=4)
     show_tools: bool = True
     """Whether the chat opens with the description of the tools."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AgentConfig:
+        check_range("items", self.min_items, self.max_items)
+        return self
 
 
 class World(Protocol):

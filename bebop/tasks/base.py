@@ -140,3 +140,9 @@ def draw_in_split(
 def seeded(*words: str | int) -> random.Random:
     """A generator that depends on its words alone, on every machine and Python version."""
     return random.Random(":".join(str(word) for word in words))
+
+
+def check_range(what: str, least: int, most: int) -> None:
+    """ValueError where a config's ``min_WHAT`` is above its ``max_WHAT``."""
+    if least > most:
+        raise ValueError(f"min_{what} {least} is above max_{what} {most}; change one of them")

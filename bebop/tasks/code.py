@@ -12,8 +12,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field, model_validator
+
 from bebop.config import ConfigModel
-from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, draw_in_split, seeded
+from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, check_range, draw_in_split, seeded
 from bebop.tasks.code_operations import INPUTS, Step, draw_pipeline
 from bebop.tasks.sandbox import SandboxConfig, grade_function
 
@@ -24,11 +26,16 @@ FUNCTION_NAMES = ("f", "go", "run", "solve")
 class CodeConfig(ConfigModel):
     """Size of the generated problems, and how they are graded."""
 
-    min_steps: int = 2
-    max_steps: int = 3
-    num_cases: int = 6
+    min_steps: int = Field(default=2, ge=2)
+    max_steps: int = Field(default=3, ge=2)
+    num_cases: int = Field(default=6, ge=1)
     """Hidden tests of a problem."""
     sandbox: SandboxConfig = SandboxConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> CodeConfig:
+        check_range("steps", self.min_steps, self.max_steps)
+        return self
 
 
 @dataclass(frozen=True, slots=True)

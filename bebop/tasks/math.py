@@ -11,8 +11,10 @@ import random
 import re
 from dataclasses import dataclass, field
 
+from pydantic import Field, model_validator
+
 from bebop.config import ConfigModel
-from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, draw_in_split, seeded
+from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, check_range, draw_in_split, seeded
 
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Lea", "Max", "Zoe", "Sam")
 THINGS = ("pens", "nuts", "eggs", "cards", "coins", "books", "stamps", "shells")
@@ -22,14 +24,21 @@ ANSWER = re.compile(r"Answer:\s*(-?\d+)")
 class MathConfig(ConfigModel):
     """Ranges of the generated problems."""
 
-    min_steps: int = 2
-    max_steps: int = 3
-    max_start: int = 20
+    min_steps: int = Field(default=2, ge=1)
+    max_steps: int = Field(default=3, ge=1)
+    max_start: int = Field(default=20, ge=2)
     """Largest number a problem starts from."""
-    max_change: int = 9
+    max_change: int = Field(default=9, ge=1)
     """Largest number added or taken away in a step."""
-    max_value: int = 60
+    max_value: int = Field(default=60, ge=2)
     """No intermediate result passes this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MathConfig:
+        check_range("steps", self.min_steps, self.max_steps)
+        if self.max_value < self.max_start:
+            raise ValueError(f"max_value {self.max_value} is below max_start {self.max_start}; raise it")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

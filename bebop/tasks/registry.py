@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from bebop.config import ConfigModel
+from bebop.config_errors import KeyOrigins, explain
 from bebop.errors import UserError
 from bebop.tasks.agent import AgentTask
 from bebop.tasks.agent_worlds import AgentConfig
@@ -14,17 +19,31 @@ from bebop.tasks.humaneval import HumanEvalConfig, HumanEvalTask
 from bebop.tasks.math import MathConfig, MathTask
 from bebop.tasks.reasoning import ReasoningConfig, load_reasoning
 
-TASKS: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
-    "math": lambda seed, options: MathTask(MathConfig.model_validate(options), seed),
-    "code": lambda seed, options: CodeTask(CodeConfig.model_validate(options), seed),
-    "agent": lambda seed, options: AgentTask(AgentConfig.model_validate(options), seed),
-    "humaneval": lambda seed, options: HumanEvalTask(HumanEvalConfig.model_validate(options)),
-    "reasoning": lambda seed, options: load_reasoning(ReasoningConfig.model_validate(options), seed),
+Options = Mapping[str, Any]
+Config = TypeVar("Config", bound=ConfigModel)
+
+TASKS: dict[str, Callable[[int, Options], Task]] = {
+    "math": lambda seed, options: MathTask(configured(MathConfig, "math", options), seed),
+    "code": lambda seed, options: CodeTask(configured(CodeConfig, "code", options), seed),
+    "agent": lambda seed, options: AgentTask(configured(AgentConfig, "agent", options), seed),
+    "humaneval": lambda _, options: HumanEvalTask(configured(HumanEvalConfig, "humaneval", options)),
+    "reasoning": lambda seed, options: load_reasoning(configured(ReasoningConfig, "reasoning", options), seed),
 }
 
 
-def load_task(name: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of that name; ``options`` are the fields of its config. UserError for an unknown name."""
+def load_task(name: str, seed: int = 0, options: Options | None = None) -> Task:
+    """The task of that name; ``options`` are the fields of its config. UserError for an unknown name or option."""
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}; choose one of {', '.join(sorted(TASKS))}")
+        near = get_close_matches(name, TASKS, n=1)
+        meant = f"did you mean {near[0]}? There are" if near else "choose one of"
+        raise UserError(f"there is no task {name!r}; {meant} {', '.join(sorted(TASKS))}")
     return TASKS[name](seed, options or {})
+
+
+def configured(model: type[Config], task: str, options: Options) -> Config:
+    """UserError that names the option and what is nearest right."""
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        origins = KeyOrigins(file=f"options of the task {task}", lines={}, overrides={})
+        raise UserError(explain(error, model, origins)) from error

@@ -131,8 +131,30 @@ def test_the_calculator_refuses_long_expressions():
 
 
 def test_unknown_tasks_are_refused_by_name():
-    with pytest.raises(UserError, match=r"no task 'maths'.*agent, code, humaneval, math, reasoning"):
+    with pytest.raises(
+        UserError, match=r"no task 'maths'; did you mean math\? .*agent, code, humaneval, math, reasoning"
+    ):
         load_task("maths")
+    with pytest.raises(UserError, match=r"no task 'xyz'; choose one of agent"):
+        load_task("xyz")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("math", {"max_step": 3}, r"options of the task math: unknown key max_step; did you mean max_steps\?"),
+        ("math", {"min_steps": 5}, r"min_steps 5 is above max_steps 3"),
+        ("math", {"max_start": 90}, r"max_value 60 is below max_start 90"),
+        ("code", {"min_steps": 4}, r"min_steps 4 is above max_steps 3"),
+        ("code", {"sandbox": {"walls": 3}}, r"unknown key sandbox.walls"),
+        ("agent", {"max_turns": 0}, r"max_turns should be greater than or equal to 1, got 0"),
+        ("agent", {"max_items": 9}, r"max_items should be less than or equal to 4"),
+        ("reasoning", {"dataset": 3}, r"options of the task reasoning: dataset should be a valid string"),
+    ],
+)
+def test_options_that_cannot_be_are_named(task, options, message):
+    with pytest.raises(UserError, match=message):
+        load_task(task, options=options)
 
 
 def test_a_wrong_answer_from_a_solved_world_is_told_apart():
