@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
-from bebop.core.sampling import Sampling
+from bebop.cli.sampling import TemperatureOption, sampling_at
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.errors import UserError
@@ -29,7 +29,7 @@ def command(
     tasks: Annotated[str, typer.Option(help="Names of tasks, with commas.")] = "math,code,agent",
     problems: Annotated[int, typer.Option(min=1, help="Problems of each task.")] = 100,
     split: Annotated[Split, typer.Option(help="Which problems.")] = Split.HELDOUT,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
+    temperature: TemperatureOption = 1.0,
     draft: Annotated[int, typer.Option(min=0, help="Draft tokens a round; 0 samples without the head.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
@@ -39,14 +39,14 @@ def command(
 
     Example: bebop eval-policy tiny --tasks math,agent --problems 200
     """
+    settings = EpisodeSettings(sampling=sampling_at(temperature))
+    chosen = [load_task(name, seed) for name in tasks.split(",")]
     device = default_device()
     loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
     if loaded.tokenizer is None:
         raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
-    chosen = [load_task(name, seed) for name in tasks.split(",")]
     engine = EmbeddedEngine(loaded, EmbeddedOptions(max_rows=rows, num_draft_tokens=draft))
     wanted = list(plans(chosen, split, range(problems)))
-    settings = EpisodeSettings(sampling=Sampling(temperature=temperature))
     rollouts = []
     with torch.inference_mode(), progress("eval-policy", len(wanted)) as show:
         for rollout in run_episodes(engine, loaded.tokenizer, wanted, settings):

@@ -13,7 +13,7 @@ import torch
 
 from bebop.runs import Mean
 from bebop.training.bootstrap import Tally
-from bebop.training.mtp_eval import RolloutChains, mean_of
+from bebop.training.mtp_eval import RolloutChains, mean_of, promised
 from bebop.training.teacher_forced import Odds
 
 TEMPERATURES = tuple(math.exp(step * 0.05) for step in range(-12, 7))
@@ -38,12 +38,9 @@ def best_temperatures(chains: Sequence[RolloutChains]) -> list[float]:
 
 def calibrated_tally(chains: RolloutChains, temperatures: Sequence[float]) -> Tally:
     """Rejection with the chosen temperatures, and without any on the same episodes, for comparison."""
-    at = [chains.figures.at_temperature[one] for one in temperatures]
+    tuned = mixed_odds([chains.figures.at_temperature[one] for one in temperatures])
     plain = chains.figures.at_temperature[1.0]
-    return {
-        f"calibrated/{name}": mean_of(1 + odds.fate.accepted_NK.sum(-1)[chains.is_whole_N])
-        for name, odds in (("estimated_accept_length", mixed_odds(at)), ("uncalibrated_accept_length", plain))
-    }
+    return {**promised("calibrated", tuned.fate, chains), **promised("uncalibrated", plain.fate, chains)}
 
 
 def mixed_odds(at_depth: Sequence[Odds]) -> Odds:

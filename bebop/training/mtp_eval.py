@@ -14,6 +14,8 @@ Names of figures, per task (``@k`` is depth k; R is a rule):
 ``target_entropy``               nats per token
 ``draft_entropy@k``              nats
 ``prefers_rejection@k``          share of positions where TV(p, q) < 1 - p(argmax q)
+``calibrated/...``               the estimates of rejection with one draft temperature per depth, chosen on every other
+                                 episode, on the rest; ``uncalibrated/...``: without, on the same rest
 ===============================  ====================================================================================
 
 Shapes: B rows, N chains, K depths, H hidden size.
@@ -43,7 +45,7 @@ from bebop.training.hidden import HiddenSource, recomputed
 from bebop.training.mtp import draft_chains, lm_head_weight
 from bebop.training.packing import packs
 from bebop.training.samples import Sample
-from bebop.training.teacher_forced import ChainFigures, Questions, chain_figures, round_starts
+from bebop.training.teacher_forced import ChainFigures, Fate, Questions, chain_figures, round_starts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +163,7 @@ def joined(parts: Sequence[ChainFigures]) -> ChainFigures:
 def estimated_tally(chains: RolloutChains) -> Tally:
     """What the distributions promise along one rollout."""
     figures, whole_N = chains.figures, chains.is_whole_N
-    tally = {"target_entropy": mean_of(figures.target_entropy_NK[:, 0])}
+    tally: dict[str, Mean] = {"target_entropy": mean_of(figures.target_entropy_NK[:, 0])}
     for name, values_NK in (
         ("overlap", figures.overlap_NK),
         ("draft_entropy", figures.draft_entropy_NK),
@@ -169,15 +171,20 @@ def estimated_tally(chains: RolloutChains) -> Tally:
     ):
         tally |= {f"{name}@{k + 1}": mean_of(values_NK[whole_N, k]) for k in range(values_NK.shape[1])}
     for rule, fate in figures.fates.items():
-        accepted_N = fate.accepted_NK.sum(-1)
-        starts_N = starts_of_turns(chains.anchors, fate.alive_NK)
-        weighed = ((1 + accepted_N) * starts_N)[whole_N].sum().item()
-        tally |= {
-            f"{rule}/estimated_accept_length": mean_of(1 + accepted_N[whole_N]),
-            f"{rule}/estimated_round_length": Mean(total=weighed, count=starts_N[whole_N].sum().item()),
-            f"{rule}/estimated_emitted": Mean(total=len(starts_N), count=starts_N.sum().item()),
-        }
+        tally |= promised(rule, fate, chains)
     return tally
+
+
+def promised(name: str, fate: Fate, chains: RolloutChains) -> Tally:
+    """What a rule makes of the drafts along one rollout: per anchor, per round, and per emitted token."""
+    whole_N, accepted_N = chains.is_whole_N, fate.accepted_NK.sum(-1)
+    starts_N = starts_of_turns(chains.anchors, fate.alive_NK)
+    weighed = ((1 + accepted_N) * starts_N)[whole_N].sum().item()
+    return {
+        f"{name}/estimated_accept_length": mean_of(1 + accepted_N[whole_N]),
+        f"{name}/estimated_round_length": Mean(total=weighed, count=starts_N[whole_N].sum().item()),
+        f"{name}/estimated_emitted": Mean(total=len(starts_N), count=starts_N.sum().item()),
+    }
 
 
 def starts_of_turns(anchors: Sequence[int], alive_NK: Tensor) -> Tensor:

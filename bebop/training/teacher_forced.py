@@ -43,6 +43,11 @@ class Laws:
     def draft_token_NK(self) -> Tensor:
         return self._of_token(self.draft_NKV)
 
+    @property
+    def token_ratio_NK(self) -> Tensor:
+        """q(y) / p(y); 0 where rounding left neither any chance, which greedy sampling may meet on ties."""
+        return (self.draft_token_NK / self.target_token_NK).nan_to_num(nan=0.0)
+
     def _of_token(self, probs_NKV: Tensor) -> Tensor:
         return probs_NKV.gather(-1, self.tokens_NK[..., None]).squeeze(-1)
 
@@ -74,7 +79,7 @@ class Odds:
 
 
 def rejection_odds(laws: Laws) -> Odds:
-    survival_NK = (laws.draft_token_NK / laws.target_token_NK).clamp(max=1)
+    survival_NK = laws.token_ratio_NK.clamp(max=1)
     return Odds(acceptance_NK=overlap(laws.target_NKV, laws.draft_NKV), survival_NK=survival_NK)
 
 
@@ -90,11 +95,13 @@ def target_only_fate(laws: Laws) -> Fate:
 def coupled_fate(laws: Laws) -> Fate:
     matches_NKV = coupling_matches(laws.target_NKV, laws.draft_NKV)
     of_token_NK = matches_NKV.gather(-1, laws.tokens_NK[..., None]).squeeze(-1)
-    return Odds(acceptance_NK=matches_NKV.sum(-1), survival_NK=of_token_NK / laws.target_token_NK).fate
+    return Odds(
+        acceptance_NK=matches_NKV.sum(-1), survival_NK=(of_token_NK / laws.target_token_NK).nan_to_num(nan=0.0)
+    ).fate
 
 
 def block_fate(laws: Laws) -> Fate:
-    log_ratio_NK = (laws.draft_token_NK / laws.target_token_NK).log().cumsum(-1)
+    log_ratio_NK = laws.token_ratio_NK.log().cumsum(-1)
     alive_NK = log_ratio_NK.cummin(-1).values.clamp(max=0).exp()
     return Fate(alive_NK=alive_NK, accepted_NK=alive_NK)
 

@@ -122,6 +122,7 @@ def test_estimates_agree_with_what_the_engine_plays(policy):
         assert rate.low <= rate.value <= rate.high
     assert result.draft_temperatures is not None and len(result.draft_temperatures) == 3
     figures_of = result.figures
-    assert figures_of["calibrated/estimated_accept_length"].value > 1
+    calibrated, plain = (figures_of[f"{name}/estimated_round_length"].value for name in ("calibrated", "uncalibrated"))
+    assert 1 < calibrated < 4 and 1 < plain < 4
     assert 0 < figures_of["prefers_rejection@1"].value <= 1
     assert 0 < figures_of["overlap@1"].value < 1 and figures_of["target_entropy"].value > 0
