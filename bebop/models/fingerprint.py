@@ -79,7 +79,8 @@ def float32_chunks(tensor: Tensor) -> Iterable[bytes]:
     """The values in row-major order as float32 (integers as they are), a few megabytes at a time."""
     flat = tensor.detach().reshape(-1)
     for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
-        part = flat[start : start + _CHUNK_ELEMENTS].to(
-            "cpu", torch.float32 if flat.is_floating_point() else flat.dtype
-        )
+        part = flat[start : start + _CHUNK_ELEMENTS].to("cpu")
+        if flat.is_floating_point():
+            # Adding 0 takes the sign off zeros: equal values have one digest, also from engines that lose that sign.
+            part = part.to(torch.float32) + 0.0
         yield part.contiguous().numpy().tobytes()

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_policies import small_policy
-from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from vllm_policies import served_policy, stored_in
 
 from bebop.core.sampling import Sampling
 from bebop.engines.base import Request
@@ -15,21 +14,13 @@ from bebop.engines.vllm.arguments import Runtime, as_flags, engine_arguments, ru
 from bebop.engines.vllm.options import VllmOptions
 from bebop.engines.vllm.sampling import derived_seed, sampling_parameters
 from bebop.errors import UserError
-from bebop.models.contracts import MIMO, HeadOptions
-from bebop.models.policy import Policy, new_policy, save_policy
+from bebop.models.contracts import HeadOptions
+from bebop.models.policy import Policy, save_policy
 from bebop.models.spec import PolicySpec, read_spec
 
 CPU = Runtime(on_cpu=True, runner=1, fast_bfloat16=False)
 FAST_CPU = Runtime(on_cpu=True, runner=1, fast_bfloat16=True)
 GPU = Runtime(on_cpu=False, runner=2)
-
-
-def mimo_policy(options: HeadOptions | None = None) -> Policy:
-    config = Qwen2Config(
-        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64,
-    )  # fmt: skip
-    return new_policy(Qwen2ForCausalLM(config), contract=MIMO, options=options)
 
 
 def saved(policy: Policy, path: Path) -> PolicySpec:
@@ -39,17 +30,17 @@ def saved(policy: Policy, path: Path) -> PolicySpec:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> PolicySpec:
-    return saved(small_policy("full"), tmp_path_factory.mktemp("policies") / "full")
+    return saved(served_policy("full"), tmp_path_factory.mktemp("policies") / "full")
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> PolicySpec:
-    return saved(small_policy("llama"), tmp_path_factory.mktemp("policies") / "llama")
+    return saved(served_policy("llama"), tmp_path_factory.mktemp("policies") / "llama")
 
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> PolicySpec:
-    return saved(small_policy("hybrid"), tmp_path_factory.mktemp("policies") / "hybrid")
+    return saved(served_policy("hybrid"), tmp_path_factory.mktemp("policies") / "hybrid")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +82,7 @@ def test_without_drafts_there_is_no_speculation(full: PolicySpec) -> None:
 
 
 def test_drafts_without_a_head_are_refused(tmp_path: Path) -> None:
-    policy = small_policy("llama")
+    policy = served_policy("llama")
     spec = saved(Policy(backbone=policy.backbone, contract=policy.contract), tmp_path / "bare")
     assert engine_arguments(spec, VllmOptions(num_draft_tokens=0), CPU)
     with pytest.raises(UserError, match="no MTP head"):
@@ -99,9 +90,9 @@ def test_drafts_without_a_head_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_made_for_another_wiring_is_refused(tmp_path: Path) -> None:
-    served = saved(mimo_policy(), tmp_path / "pre")
+    served = saved(served_policy("mimo"), tmp_path / "pre")
     assert speculative_config(served, VllmOptions(), CPU)["method"] == "mtp"
-    other = saved(mimo_policy(HeadOptions(input_norm="post")), tmp_path / "post")
+    other = saved(served_policy("mimo", HeadOptions(input_norm="post")), tmp_path / "post")
     with pytest.raises(UserError, match="input_norm=post"):
         speculative_config(other, VllmOptions(), CPU)
 
@@ -112,6 +103,13 @@ def test_gated_layers_on_a_cpu_take_bfloat16_and_heads_of_128(hybrid: PolicySpec
     with pytest.raises(UserError, match="bfloat16 only"):
         engine_arguments(hybrid, VllmOptions(dtype="float32"), CPU)
     assert engine_arguments(hybrid, VllmOptions(dtype="float32"), GPU)["dtype"] == "float32"
+
+
+def test_heads_of_a_size_that_the_cpu_kernels_lack_are_refused(tmp_path: Path) -> None:
+    spec = saved(small_policy("full"), tmp_path / "small")
+    with pytest.raises(UserError, match="has 16"):
+        engine_arguments(spec, VllmOptions(), CPU)
+    assert engine_arguments(spec, VllmOptions(), GPU)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +125,13 @@ def test_gated_layers_on_a_cpu_take_bfloat16_and_heads_of_128(hybrid: PolicySpec
 def test_the_dtype_is_the_checkpoints_and_never_narrower(
     tmp_path: Path, stored: torch.dtype, runtime: Runtime, dtype: str
 ) -> None:
-    policy = small_policy("full")
-    nn.Module.to(policy.backbone, stored)
-    assert policy.head is not None
-    nn.Module.to(policy.head, stored)
-    assert engine_arguments(saved(policy, tmp_path / "policy"), VllmOptions(), runtime)["dtype"] == dtype
+    spec = saved(stored_in(served_policy("full"), stored), tmp_path / "policy")
+    assert engine_arguments(spec, VllmOptions(), runtime)["dtype"] == dtype
+
+
+def test_a_context_beyond_the_policys_positions_is_refused(full: PolicySpec) -> None:
+    with pytest.raises(UserError, match="256 positions"):
+        engine_arguments(full, VllmOptions(max_context=257), CPU)
 
 
 def test_the_command_line_says_the_same_as_the_arguments(full: PolicySpec) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_policies import small_policy
-from test_vllm_arguments import mimo_policy
 from torch import Tensor, nn
+from vllm_policies import KINDS, served_policy
 
 from bebop.engines.vllm.layout import apart, readable
 from bebop.engines.vllm.weights import WeightNames
@@ -16,7 +15,6 @@ from bebop.models.fingerprint import tensor_digests
 from bebop.models.policy import Policy, save_policy
 from bebop.models.spec import read_spec
 
-KINDS = ("full", "hybrid", "llama", "mimo")
 # Where vLLM's draft model keeps what the checkpoint keeps elsewhere.
 DRAFT_NAMES: Mapping[str, Callable[[str], str]] = {
     "full": lambda name: name.replace("mtp.", "model."),
@@ -32,7 +30,7 @@ def _mimo(name: str) -> str:
 
 
 def opened(kind: str, path: Path) -> tuple[Policy, WeightNames]:
-    policy = mimo_policy() if kind == "mimo" else small_policy(kind)
+    policy = served_policy(kind)
     save_policy(policy, path)
     return policy, WeightNames(read_spec(path))
 

@@ -80,3 +80,9 @@ def test_a_head_remembers_the_backbone_it_was_trained_on(tmp_path: Path, caplog:
     assert tuned.head_trained_on == policy.head_trained_on != tuned.fingerprint.backbone
     with pytest.raises(UserError, match="trained on another backbone"):
         load_policy(tmp_path / "tuned", strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_of_either_sign_are_one_value(dtype: torch.dtype) -> None:
+    digests = tensor_digests({"plus": torch.tensor([0.0, 1.0], dtype=dtype), "minus": torch.tensor([-0.0, 1.0])})
+    assert digests["plus"] == digests["minus"]

@@ -21,6 +21,8 @@ TRANSFER_BACKEND = "bebop"
 WORKER_EXTENSION = "bebop.engines.vllm.binding.WorkerExtension"
 GDN_HEAD_DIM = 128
 """The one head size that vLLM's Gated DeltaNet kernels for CPU take."""
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that vLLM's attention kernels for CPU take."""
 
 # Rule -> (draft_sample_method, rejection_sample_method).
 _RULES = {
@@ -49,6 +51,8 @@ class Runtime:
 
 def engine_arguments(spec: PolicySpec, options: VllmOptions, runtime: Runtime) -> dict[str, Any]:
     """What to construct vLLM's engine with. UserError for what it does not have, or would silently not do."""
+    if runtime.on_cpu:
+        _refuse_head_dim(spec)
     arguments: dict[str, Any] = {
         "model": str(spec.directory),
         "dtype": _dtype(spec, options, runtime),
@@ -64,6 +68,7 @@ def engine_arguments(spec: PolicySpec, options: VllmOptions, runtime: Runtime) -
         "seed": 0,
     }
     if options.max_context is not None:
+        _refuse_beyond(options.max_context, spec)
         arguments["max_model_len"] = options.max_context
     if options.num_draft_tokens > 0:
         arguments["speculative_config"] = speculative_config(spec, options, runtime)
@@ -115,6 +120,22 @@ def as_flags(arguments: Mapping[str, Any]) -> list[str]:
         else:
             flags += [flag, json.dumps(value) if isinstance(value, Mapping) else str(value)]
     return flags
+
+
+def _refuse_head_dim(spec: PolicySpec) -> None:
+    config = spec.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if getattr(config, "kv_lora_rank", None) is None and size not in CPU_HEAD_DIMS:
+        raise UserError(
+            f"vLLM's attention on a CPU takes heads of {', '.join(map(str, CPU_HEAD_DIMS))}, and {spec.directory} has "
+            f"{size}; serve this policy on a GPU or with the embedded engine"
+        )
+
+
+def _refuse_beyond(max_context: int, spec: PolicySpec) -> None:
+    limit = spec.config.max_position_embeddings
+    if max_context > limit:
+        raise UserError(f"max_context is {max_context} and {spec.directory} has {limit} positions; ask for fewer")
 
 
 def _dtype(spec: PolicySpec, options: VllmOptions, runtime: Runtime) -> str:

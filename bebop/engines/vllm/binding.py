@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, Qwen2Config
-from vllm import LLM, SamplingParams
+from vllm import EngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
@@ -24,12 +24,14 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.triton_utils import HAS_TRITON
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.sample import rejection_sampler
 
 from bebop.engines.vllm.arguments import TRANSFER_BACKEND, Runtime
 from bebop.engines.vllm.counters import SpecCounters
 from bebop.engines.vllm.environment import CORRECTION_VARIABLE
-from bebop.engines.vllm.layout import apart, readable
+from bebop.engines.vllm.layout import apart, is_packed_head, readable
 from bebop.engines.vllm.outputs import Piece, Step
 from bebop.models.devices import recommended_dtype
 from bebop.models.fingerprint import tensor_digests
@@ -48,6 +50,7 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(TRANSFER_BACKEND, SharedMemoryWeights)
     if os.environ.get(CORRECTION_VARIABLE) == "1" and current_platform.is_cpu():
         rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+        rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
 
 
 def expand_batch_to_tokens(
@@ -60,6 +63,14 @@ def expand_batch_to_tokens(
     counts = torch.diff(cu_num_tokens.long(), prepend=cu_num_tokens.new_zeros(1, dtype=torch.long))
     expanded = x.repeat_interleave(counts, output_size=num_tokens)
     return expanded.masked_fill(expanded == replace_from, replace_to)
+
+
+_vllms_constraints = rejection_sampler.apply_sampling_constraints
+
+
+def apply_sampling_constraints(logits: Tensor, cu_num_draft_tokens: Tensor, sampling_metadata: Any) -> Tensor:
+    """vLLM's function of this name, which on a CPU fails at top-k in a step that verifies nothing (no rows)."""
+    return _vllms_constraints(logits, cu_num_draft_tokens, sampling_metadata) if len(logits) else logits
 
 
 def find_runtime() -> Runtime:
@@ -108,6 +119,10 @@ class SharedMemoryWeights(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        for module in self.model.modules():
+            if is_packed_head(module):
+                # A tied lm_head loads nothing of its own, so vLLM leaves the copy that it packed of the old weights.
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Nothing is held."""
@@ -133,26 +148,45 @@ def _digests(model: torch.nn.Module) -> dict[str, str]:
     return found
 
 
+class CountingLogger(StatLoggerBase):
+    """Adds up what the scheduler says of each step's drafts: the counters that vLLM shows at ``/metrics``."""
+
+    def __init__(self) -> None:
+        self.counters = SpecCounters()
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        drafts = scheduler_stats.spec_decoding_stats if scheduler_stats is not None else None
+        if drafts is not None:
+            self.counters += SpecCounters(
+                drafts=drafts.num_drafts,
+                draft_tokens=drafts.num_draft_tokens,
+                accepted_tokens=drafts.num_accepted_tokens,
+                accepted_per_position=tuple(drafts.num_accepted_tokens_per_pos),
+            )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
 class InProcess:
     """vLLM's engine in this process, one step at a time."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         register()
-        self._llm = LLM(**arguments, skip_tokenizer_init=True, disable_log_stats=False)
-        self._engine = self._llm.llm_engine
+        self._counting = CountingLogger()
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(**arguments, skip_tokenizer_init=True),
+            stat_loggers=[lambda _config, _index=0: self._counting],
+        )
 
     @property
     def max_context(self) -> int:
-        return self._llm.model_config.max_model_len
+        return self._engine.model_config.max_model_len
 
     @property
     def runner(self) -> int:
         """The generation of the model runner that vLLM took."""
         return 2 if self._engine.vllm_config.use_v2_model_runner else 1
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._engine.has_unfinished_requests()
 
     def add(self, key: str, prompt: Sequence[int], parameters: Mapping[str, Any]) -> None:
         """Queue a completion."""
@@ -169,26 +203,26 @@ class InProcess:
 
     def update(self, tensors: Mapping[str, Tensor], *, draft: bool) -> None:
         """Bring checkpoint tensors into the target or the draft model."""
-        start = self._llm.start_draft_weight_update if draft else self._llm.start_weight_update
-        start()
-        self._llm.update_weights({"update_info": {"tensors": tensors}})
-        self._llm.finish_weight_update()
+        self._engine.collective_rpc("start_draft_weight_update" if draft else "start_weight_update")
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": tensors}})
+        self._engine.collective_rpc("finish_weight_update")
 
     def forget_caches(self, *, running: bool) -> None:
         """Drop cached prefixes and, with ``running``, the keys of requests in flight, which are computed again."""
         self._engine.reset_prefix_cache(reset_running_requests=running)
 
     def digests(self) -> dict[str, dict[str, str]]:
-        return self._llm.collective_rpc("bebop_digests")[0]
+        return self._engine.collective_rpc("bebop_digests")[0]
 
     def counters(self) -> SpecCounters:
-        return SpecCounters.of_metrics({metric.name: metric for metric in self._llm.get_metrics()})
+        """Everything since the engine was opened."""
+        return self._counting.counters
 
     def sleep(self) -> None:
-        self._llm.sleep(level=1)
+        self._engine.sleep(level=1)
 
     def wake(self) -> None:
-        self._llm.wake_up()
+        self._engine.wake_up()
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()

@@ -7,14 +7,13 @@ rounds. Ours is conditional: over the rounds in which the depth before was accep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
 
 from bebop.engines.base import DraftStats
 from bebop.errors import UserError
 
-PREFIX = "vllm:spec_decode_num_"
 _SAMPLE = re.compile(r"^vllm:spec_decode_num_(?P<name>\w+?)(?:_total)?(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)\s*$")
 _POSITION = re.compile(r'position="(\d+)"')
 
@@ -28,21 +27,6 @@ class SpecCounters:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: tuple[int, ...] = ()
-
-    @classmethod
-    def of_metrics(cls, metrics: Mapping[str, Any]) -> SpecCounters:
-        """From ``LLM.get_metrics()``, by name: counters have a ``value``, the per-position one ``values``."""
-
-        def value(name: str) -> int:
-            return int(metrics[PREFIX + name].value) if PREFIX + name in metrics else 0
-
-        per_position = metrics.get(PREFIX + "accepted_tokens_per_pos")
-        return cls(
-            drafts=value("drafts"),
-            draft_tokens=value("draft_tokens"),
-            accepted_tokens=value("accepted_tokens"),
-            accepted_per_position=tuple(per_position.values) if per_position is not None else (),
-        )
 
     @classmethod
     def of_text(cls, lines: Iterable[str]) -> SpecCounters:
@@ -66,16 +50,23 @@ class SpecCounters:
             accepted_per_position=tuple(positions.get(place, 0) for place in range(max(positions, default=-1) + 1)),
         )
 
+    def __add__(self, other: SpecCounters) -> SpecCounters:
+        pairs = zip_longest(self.accepted_per_position, other.accepted_per_position, fillvalue=0)
+        return SpecCounters(
+            drafts=self.drafts + other.drafts,
+            draft_tokens=self.draft_tokens + other.draft_tokens,
+            accepted_tokens=self.accepted_tokens + other.accepted_tokens,
+            accepted_per_position=tuple(one + another for one, another in pairs),
+        )
+
     def __sub__(self, earlier: SpecCounters) -> SpecCounters:
         """What was counted since ``earlier``."""
-        before = earlier.accepted_per_position + (0,) * len(self.accepted_per_position)
+        pairs = zip_longest(self.accepted_per_position, earlier.accepted_per_position, fillvalue=0)
         return SpecCounters(
             drafts=self.drafts - earlier.drafts,
             draft_tokens=self.draft_tokens - earlier.draft_tokens,
             accepted_tokens=self.accepted_tokens - earlier.accepted_tokens,
-            accepted_per_position=tuple(
-                now - then for now, then in zip(self.accepted_per_position, before, strict=False)
-            ),
+            accepted_per_position=tuple(now - then for now, then in pairs),
         )
 
     def stats(self) -> DraftStats:

@@ -5,6 +5,7 @@ Importing this module does not import vLLM; opening an engine does.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -49,6 +50,7 @@ class VllmEngine:
         self._running: dict[str, Progress] = {}
         self._serial = 0
         self._streaming = False
+        self._lock = threading.Lock()
         self._broken: str | None = None
         self._check_runner()
 
@@ -57,7 +59,10 @@ class VllmEngine:
         return in_order(requests, self.stream)
 
     def stream(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        """Completions as they finish; a request is taken from the iterable when a row is free for it."""
+        """Completions as they finish; a request is taken from the iterable when a row is free for it.
+
+        Weights may be loaded between two completions, or from another thread: they take effect between steps.
+        """
         if self._streaming:
             raise UserError("this engine is already streaming; exhaust or close the first stream")
         self._streaming = True
@@ -65,7 +70,9 @@ class VllmEngine:
         try:
             while source is not None or self._running:
                 source = self._admit(source)
-                yield from self._step()
+                with self._lock:
+                    ended = self._step()
+                yield from ended
         finally:
             self._streaming = False
             self._abort()
@@ -80,15 +87,18 @@ class VllmEngine:
         update = self._names.update(tensors)
         if update.draft and self.options.num_draft_tokens == 0:
             raise UserError("this engine drafts nothing and holds no head; leave the head out of the update")
-        self._broken = f"the update to version {version} failed half-way; send all weights again or open a new engine"
-        for part, is_draft in ((update.target, False), (update.draft, True)):
-            if part:
-                self._vllm.update(part, draft=is_draft)
-        self._vllm.forget_caches(running=self.options.recompute_cache)
-        for progress in self._running.values():
-            progress.starts = self.options.recompute_cache
-        self._broken = None
-        self.version = version
+        with self._lock:
+            self._broken = (
+                f"the update to version {version} failed half-way; send all weights again or open a new engine"
+            )
+            for part, is_draft in ((update.target, False), (update.draft, True)):
+                if part:
+                    self._vllm.update(part, draft=is_draft)
+            self._vllm.forget_caches(running=self.options.recompute_cache)
+            for progress in self._running.values():
+                progress.starts = self.options.recompute_cache
+            self._broken = None
+            self.version = version
 
     def fingerprint(self) -> Fingerprint:
         """Digests of the tensors vLLM computes with, read back from it; the head's is None where it drafts nothing.
@@ -140,15 +150,16 @@ class VllmEngine:
             self._vllm.add(key, request.prompt_tokens, parameters)
             self._running[key] = Progress(request=request, index=index, recorded=self.options.record_distribution)
 
-    def _step(self) -> Iterator[Completion]:
+    def _step(self) -> list[Completion]:
+        """One step of vLLM; all of it is taken over before a caller can change the weights."""
         if self._broken is not None:
             raise UserError(self._broken)
         if not self._running:
-            return
-        for piece in self._vllm.step():
+            return []
+        pieces = list(self._vllm.step())
+        for piece in pieces:
             self._running[piece.key].absorb(piece, self.version)
-            if piece.finish is not None:
-                yield self._finish(piece)
+        return [self._finish(piece) for piece in pieces if piece.finish is not None]
 
     def _finish(self, piece: Piece) -> Completion:
         progress = self._running.pop(piece.key)

@@ -32,15 +32,20 @@ def apart(name: str, value: Tensor, sizes: Sequence[int]) -> Iterator[tuple[str,
         yield f"{parent}.{part}.{leaf}".removeprefix("."), torch.cat([next(slices) for _ in range(count)])
 
 
+def is_packed_head(module: nn.Module) -> bool:
+    """Whether this is an lm_head that computes with a copy of its weight, packed for the CPU."""
+    return hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead"
+
+
 def readable(module: nn.Module, leaf: str, parameter: Tensor) -> Tensor:
-    """A parameter's values as the checkpoint has them: without padding of the vocabulary, and unpacked."""
+    """What a module computes with, as the checkpoint has it: unpacked, without the padding of the vocabulary."""
     unpacked = getattr(module, "_cpu_unpacked_conv_weight", None)
     if leaf == "weight" and unpacked is not None:
         return unpacked.unsqueeze(1)
-    if leaf == "weight" and parameter.numel() == 0 and hasattr(module, "cpu_linear"):
-        return _probed(module)
+    packed = hasattr(module, "cpu_linear") and (parameter.numel() == 0 or is_packed_head(module))
+    value = _probed(module) if leaf == "weight" and packed else parameter
     size = getattr(module, "org_vocab_size", None)
-    return parameter if size is None else parameter[:size]
+    return value if size is None else value[:size]
 
 
 def _probed(module: nn.Module) -> Tensor:
@@ -48,8 +53,8 @@ def _probed(module: nn.Module) -> Tensor:
 
     Each output is one weight plus zeros, so no rounding happens; the sign of a zero is lost.
     """
-    width = int(module.input_size)  # type: ignore[arg-type]
     weight = module.get_parameter("weight")
+    width = int(getattr(module, "input_size", 0) or module.embedding_dim)  # type: ignore[arg-type]
     columns = [
         module.cpu_linear(rows, weight, None)  # type: ignore[operator]
         for rows in torch.eye(width, dtype=weight.dtype).split(_PROBE_ROWS)
