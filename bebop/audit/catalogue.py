@@ -36,6 +36,11 @@ CHECKS = (
         meaning="A bias of this size goes unseen, so that passes say little; ask for more with --samples.",
     ),
     Check(
+        name="engine/alive",
+        question="the engine outlives ordinary requests",
+        meaning="The engine dies of requests that it accepts, and takes the run with it.",
+    ),
+    Check(
         name="speculation/on",
         question="drafts are proposed, accepted and refused",
         meaning="Speculation is off or one-sided, so that the other checks test plain decoding.",
@@ -52,6 +57,11 @@ CHECKS = (
     _law("min-p", "with min-p", _IGNORED),
     _law("combined", "with temperature, top-k and top-p together", _IGNORED),
     _law("greedy", "at temperature 0, in a batch with sampled rows", "Greedy requests are not answered greedily."),
+    _law(
+        "short-prompt",
+        "after a prompt of one token, in a batch with drafts",
+        "A prompt of one token is taken for a decoding step, or its missing past for a present one.",
+    ),
     _law("pooled", "over all settings together", _BIASED),
     Check(
         name="law/rows",

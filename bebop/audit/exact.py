@@ -62,11 +62,17 @@ class ExactPolicy:
 
 
 def logprob_table(conditional: Conditional, completions: Iterable[Tokens]) -> LogprobTable:
-    """Log-probabilities of every token after every prefix that occurs."""
-    prefixes = sorted({tokens[:place] for tokens in completions for place in range(len(tokens))})
-    if not prefixes:
+    """Log-probabilities of the tokens of completions, each after what is before it."""
+    tokens_after: dict[Tokens, set[int]] = {}
+    for tokens in completions:
+        for place, token in enumerate(tokens):
+            tokens_after.setdefault(tokens[:place], set()).add(token)
+    if not tokens_after:
         return {}
-    rows = conditional(prefixes).log().tolist()
-    return {
-        (prefix, token): value for prefix, row in zip(prefixes, rows, strict=True) for token, value in enumerate(row)
-    }
+    prefixes = sorted(tokens_after)
+    table: dict[tuple[Tokens, int], float] = {}
+    for prefix, law_V in zip(prefixes, conditional(prefixes), strict=True):
+        after = sorted(tokens_after[prefix])
+        values = law_V[after].log().tolist()
+        table |= {(prefix, token): value for token, value in zip(after, values, strict=True)}
+    return table

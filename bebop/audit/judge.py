@@ -65,7 +65,7 @@ def _result(
 
 def _effect(fit: Fit) -> Effect:
     if fit.outside:
-        return Effect(value=fit.outside, unit="share outside the support", noise=0.0)
+        return Effect(value=fit.outside, unit="outside support", noise=0.0)
     return Effect(value=fit.distance, unit="TV", noise=fit.noise)
 
 

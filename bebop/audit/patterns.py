@@ -41,7 +41,7 @@ def law_pattern(session: Session, survey: Survey, case: Case, fits: Mapping[str,
         return IGNORED
     if _later_tokens_are_far_off(fits.get(session.plan.plain.name, ()), session):
         return UNINITIALISED
-    if case.is_sampled and _tilt(session, survey, case) > 0:
+    if case.is_sampled and session.written and _tilt(session, survey, case) > 0:
         return TOWARDS_DRAFT
     return None
 
@@ -54,10 +54,14 @@ def _follows(session: Session, survey: Survey, case: Case, sampling: Sampling) -
 
 def _later_tokens_are_far_off(fits: Sequence[Fit], session: Session) -> bool:
     """With a head whose drafts are nearly all refused, so that no bonus token is to blame."""
-    if not fits or session.recipe.draft is not DraftKind.OPPOSITE:
+    if not fits or not _refuses_most(session):
         return False
     by_view = dict(zip(session.plan.views, fits, strict=True))
     return by_view[FIRST].p_value > _AGREES and by_view[LATER].excess > _LARGE
+
+
+def _refuses_most(session: Session) -> bool:
+    return session.written is not None and session.written.recipe.draft is DraftKind.OPPOSITE
 
 
 def _tilt(session: Session, survey: Survey, case: Case) -> float:

@@ -11,7 +11,8 @@ from bebop.audit.policies import DraftKind, Format
 from bebop.core.sampling import GREEDY, Sampling
 from bebop.errors import UserError
 
-PROMPTS: tuple[Tokens, ...] = ((3, 1, 4), (2,), (1, 5, 2, 6, 5, 3))
+PROMPTS: tuple[Tokens, ...] = ((3, 1, 4), (1, 5, 2, 6, 5, 3))
+ONE_TOKEN: Tokens = (2,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,8 @@ def make_cases(prompts: Sequence[Tokens]) -> tuple[Case, ...]:
     )
 
 
+SHORT_PROMPT = Case(name="one-token prompt", check="law/short-prompt", sampling=Sampling(), prompt=ONE_TOKEN)
+
 View = Callable[[Tokens], Tokens]
 _VIEWS: Mapping[str, tuple[int, int | None]] = MappingProxyType(
     {"token 1": (0, 1), "tokens 1-2": (0, 2), "tokens 2-3": (1, 3), "tokens 3-4": (2, 4), "whole": (0, None)}
@@ -79,7 +82,7 @@ class AuditPlan:
     num_samples: int = 1200
     vocabulary: int = 8
     num_draft_tokens: int = 3
-    cases: tuple[Case, ...] = make_cases(PROMPTS)
+    cases: tuple[Case, ...] = (*make_cases(PROMPTS), SHORT_PROMPT)
     max_tokens: int = 4
     """Of a completion whose law is enumerated: several rounds, also where the first token comes from the prefill."""
     seed: int = 0

@@ -25,8 +25,8 @@ class Effect:
     noise: float | None = None
 
     def __str__(self) -> str:
-        noise = "" if self.noise is None else f" (noise {self.noise:.3g})"
-        return f"{self.unit} {self.value:.3g}{noise}"
+        noise = "" if self.noise is None else f" (noise {self.noise:.2g})"
+        return f"{self.unit} {self.value:.2g}{noise}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bebop.audit.checks.controls import check_controls
-from bebop.audit.checks.law import check_laws, check_rows, check_undrafted
+from bebop.audit.checks.controls import check_biased_arm, check_exact_arm
+from bebop.audit.checks.law import check_alive, check_laws, check_rows, check_undrafted
 from bebop.audit.checks.logprobs import check_logprobs
 from bebop.audit.checks.replay import check_replay
 from bebop.audit.checks.sleep import check_sleep
@@ -18,12 +18,13 @@ from bebop.audit.checks.speculation import check_speculation
 from bebop.audit.checks.stops import check_stops
 from bebop.audit.checks.weights import check_weights
 from bebop.audit.exact import ExactPolicy
+from bebop.audit.host import EngineDied, Host
 from bebop.audit.judge import judge
 from bebop.audit.plan import AuditPlan
 from bebop.audit.policies import DraftKind, PolicyRecipe, build_policy, write_policy
 from bebop.audit.records import AuditReport, Evidence
 from bebop.audit.subjects import Subject, quiet_transformers
-from bebop.audit.survey import Session, take_survey
+from bebop.audit.survey import Session, WrittenPolicy, take_survey
 
 Told = Callable[[str], None]
 """Called with what is looked at next."""
@@ -45,34 +46,50 @@ def _one_format(subject: Subject, recipe: PolicyRecipe, plan: AuditPlan, told: T
     base = ExactPolicy(build_policy(recipe), plan.max_tokens)
     if plan.wants("control"):
         told(f"{recipe.format.value}: the audit's own arms")
-        yield from check_controls(base, plan)
+        yield check_exact_arm(base, plan)
+        yield check_biased_arm(base, plan)
     if plan.wants("law/undrafted"):
         told(f"{recipe.format.value}: without speculation")
         with opened(subject, recipe, plan, base, num_draft_tokens=0) as session:
-            yield from check_undrafted(session)
+            yield from outlived(check_undrafted(session))
     for draft in plan.drafts:
         told(f"{recipe.format.value}: {draft.value} head")
         with opened(subject, replace(recipe, draft=draft), plan, base) as session:
-            yield from _look(session)
+            yield from outlived(_look(session))
+            if draft is DraftKind.ECHO:
+                yield from outlived(_change(session))
 
 
 def _look(session: Session) -> Iterator[Evidence]:
-    """The checks of one policy. Those that change the engine's state come last, and once."""
+    """The checks that leave the engine as it is."""
     plan = session.plan
-    if any(map(plan.wants, ("law", "log-probs", "speculation"))):
+    if any(map(plan.wants, ("engine", "law", "log-probs", "speculation", "seeds", "batch"))):
         survey = take_survey(session)
+        yield from check_alive(session, survey)
         yield from check_speculation(session, survey)
         yield from check_laws(session, survey)
         yield from check_rows(session, survey)
         yield from check_logprobs(session, survey)
+        if plan.wants("seeds") or plan.wants("batch"):
+            yield from outlived(check_replay(session, survey))
     if plan.wants("stops"):
-        yield from check_stops(session)
-    if plan.wants("seeds") or plan.wants("batch"):
-        yield from check_replay(session)
-    if session.recipe.draft is DraftKind.ECHO and plan.wants("sleep"):
-        yield from check_sleep(session)
-    if session.recipe.draft is DraftKind.ECHO and plan.wants("weights"):
-        yield from check_weights(session)
+        yield from outlived(check_stops(session))
+
+
+def _change(session: Session) -> Iterator[Evidence]:
+    """The checks that change the engine's state; for a head that drafts well."""
+    if session.plan.wants("sleep"):
+        yield from outlived(check_sleep(session))
+    if session.plan.wants("weights"):
+        yield from outlived(check_weights(session))
+
+
+def outlived(evidence: Iterator[Evidence]) -> Iterator[Evidence]:
+    """The evidence of a check, or of the engine's death in it."""
+    try:
+        yield from evidence
+    except EngineDied as death:
+        yield Evidence(check="engine/alive", faults=(str(death),))
 
 
 @contextmanager
@@ -91,13 +108,12 @@ def opened(
         with quiet_transformers():
             policy = write_policy(recipe, directory)
         assert policy.head is not None
-        with closing(subject.open(directory, num_draft_tokens)) as engine:
+        with closing(Host(lambda: subject.open(directory, num_draft_tokens))) as engine:
             yield Session(
-                subject=subject,
+                label=f"{recipe.format.value} {recipe.draft.value}",
                 engine=engine,
                 exact=ExactPolicy(policy, plan.max_tokens, backbone_of=base),
-                head=policy.head,
-                recipe=recipe,
                 plan=plan,
-                drafts=num_draft_tokens > 0,
+                draft_lengths=subject.draft_lengths if num_draft_tokens > 0 else (None,),
+                written=WrittenPolicy(recipe=recipe, head=policy.head),
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -14,32 +14,32 @@ from transformers.utils import logging as transformers_logging
 from bebop.audit.policies import Format
 from bebop.engines.base import Engine
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bebop.engines.vllm import VllmEngine, VllmOptions
 from bebop.models.policy import load_policy
 
 _MAX_ROWS = 2048
+_VLLM_ROWS = 256
 
 
 class Subject(Protocol):
     """An engine under audit."""
 
-    name: str
-    draft_lengths: tuple[int | None, ...]
-    """Draft tokens a request may ask for; None takes the engine's."""
-    formats: tuple[Format, ...]
-    """Checkpoint formats it loads, the usual one first."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def draft_lengths(self) -> tuple[int | None, ...]:
+        """Draft tokens a request may ask for; None takes the engine's."""
+        ...
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Checkpoint formats it loads, the usual one first."""
+        ...
 
     def open(self, directory: Path, num_draft_tokens: int) -> Engine:
         """The engine on the policy in ``directory``; 0 draft tokens = without speculation."""
         ...
-
-
-@runtime_checkable
-class CanSleep(Protocol):
-    """An engine that can give its memory back for a while."""
-
-    def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,31 @@ class EmbeddedSubject:
             policy = load_policy(directory, dtype=torch.float32)
         options = EmbeddedOptions(rule=self.rule, num_draft_tokens=num_draft_tokens, max_rows=_MAX_ROWS)
         return EmbeddedEngine(policy, options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VllmSubject:
+    """vLLM in this process. ``as_released`` leaves its CPU build's sampling defect (vllm#55005) in place."""
+
+    rule: str = "rejection"
+    as_released: bool = False
+    draft_lengths: tuple[int | None, ...] = (None,)
+    formats: tuple[Format, ...] = (Format.MIMO, Format.EAGLE)
+
+    @property
+    def name(self) -> str:
+        return f"vllm, rule {self.rule}" + (", as released" if self.as_released else "")
+
+    def open(self, directory: Path, num_draft_tokens: int) -> Engine:
+        options = VllmOptions(
+            rule=self.rule,
+            num_draft_tokens=num_draft_tokens,
+            max_rows=_VLLM_ROWS,
+            record_distribution=True,
+            correct_cpu_sampling=not self.as_released,
+        )
+        with quiet_transformers():
+            return VllmEngine(directory, options)
 
 
 @contextmanager

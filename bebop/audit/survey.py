@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import count
 
 from bebop.audit.exact import ExactPolicy
+from bebop.audit.host import EngineDied, Host
 from bebop.audit.laws import Tokens
 from bebop.audit.plan import AuditPlan, Case
 from bebop.audit.policies import PolicyRecipe
-from bebop.audit.subjects import Subject
-from bebop.engines.base import Completion, DraftStats, Engine, Request
+from bebop.engines.base import Completion, DraftStats, Request
 from bebop.errors import UserError
 from bebop.models.policy import MTPHead
 
@@ -20,30 +20,40 @@ _GROUP = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenPolicy:
+    """A policy that the audit wrote: the recipe, and the head that came of it."""
+
+    recipe: PolicyRecipe
+    head: MTPHead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
     """An engine opened on one policy, and what is exact about it."""
 
-    subject: Subject
-    engine: Engine
+    label: str
+    """Names the policy in the results."""
+    engine: Host
     exact: ExactPolicy
-    head: MTPHead
-    recipe: PolicyRecipe
     plan: AuditPlan
-    drafts: bool = True
-    """Whether the engine was opened with speculation."""
-
-    @property
-    def label(self) -> str:
-        """Names the policy in fits."""
-        return f"{self.recipe.format.value} {self.recipe.draft.value}"
+    draft_lengths: tuple[int | None, ...] = (None,)
+    """Draft tokens that requests ask for, in turn; None takes the engine's."""
+    written: WrittenPolicy | None = None
+    """Where the audit wrote the policy: what it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """Completions by the name of their case, in the order of seeds; refused cases with the engine's words."""
+    """Completions by the name of their case, in the order of seeds.
+
+    ``refusals`` are the engine's words on settings that it does not take, ``deaths`` its last words on those that it
+    died of, each asked for alone; ``died`` those on all of them together, where it died of that.
+    """
 
     completions: Mapping[str, Sequence[Completion]]
     refusals: Mapping[str, str]
+    deaths: Mapping[str, str]
+    died: str | None = None
 
     def tokens(self, case: Case) -> list[Tokens]:
         return [done.tokens for done in self.completions[case.name]]
@@ -56,27 +66,43 @@ class Survey:
 def take_survey(session: Session, cases: Sequence[Case] | None = None, *, num_samples: int | None = None) -> Survey:
     """Sample every case (default: the plan's) that the engine takes."""
     cases = session.plan.cases if cases is None else cases
-    refusals = {case.name: words for case in cases if (words := refusal(session, case)) is not None}
-    taken = [case for case in cases if case.name not in refusals]
-    requests = list(_requests(session, taken, num_samples or session.plan.num_samples))
-    completions: dict[str, list[Completion]] = {case.name: [] for case in taken}
-    for done in session.engine.generate(requests):
-        completions[done.request_id.rpartition("/")[0]].append(done)
-    return Survey(completions=completions, refusals=refusals)
-
-
-def refusal(session: Session, case: Case) -> str | None:
-    """The engine's words where it does not take a setting; None where it does."""
-    request = Request(id="probe", prompt_tokens=case.prompt, max_tokens=1, sampling=case.sampling)
+    size = num_samples or session.plan.num_samples
+    refusals: dict[str, str] = {}
+    deaths: dict[str, str] = {}
+    for case in cases:
+        try:
+            session.engine.generate([_probe(case)])
+        except UserError as error:
+            refusals[case.name] = str(error)
+        except EngineDied as death:
+            deaths[case.name] = str(death)
+    taken = [case for case in cases if case.name not in refusals and case.name not in deaths]
     try:
-        session.engine.generate([request])
-    except UserError as error:
-        return str(error)
-    return None
+        return Survey(completions=_sample(session, taken, size), refusals=refusals, deaths=deaths)
+    except EngineDied as death:
+        died = str(death)
+    completions: dict[str, Sequence[Completion]] = {}
+    for case in taken:
+        try:
+            completions |= _sample(session, [case], size)
+        except EngineDied as death:
+            deaths[case.name] = str(death)
+    return Survey(completions=completions, refusals=refusals, deaths=deaths, died=died)
+
+
+def _probe(case: Case) -> Request:
+    return Request(id="probe", prompt_tokens=case.prompt, max_tokens=1, sampling=case.sampling)
+
+
+def _sample(session: Session, cases: Sequence[Case], num_samples: int) -> dict[str, list[Completion]]:
+    completions: dict[str, list[Completion]] = {case.name: [] for case in cases}
+    for done in session.engine.generate(list(_requests(session, cases, num_samples))):
+        completions[done.request_id.rpartition("/")[0]].append(done)
+    return completions
 
 
 def _requests(session: Session, cases: Sequence[Case], num_samples: int) -> Iterator[Request]:
-    lengths = session.subject.draft_lengths
+    lengths = session.draft_lengths
     seeds = count(session.plan.seed)
     for group, start in enumerate(range(0, num_samples, _GROUP)):
         for case in cases:
@@ -86,6 +112,6 @@ def _requests(session: Session, cases: Sequence[Case], num_samples: int) -> Iter
                 max_tokens=session.plan.max_tokens,
                 sampling=case.sampling,
                 seed=next(seeds),
-                num_draft_tokens=lengths[group % len(lengths)] if session.drafts else None,
+                num_draft_tokens=lengths[group % len(lengths)],
                 num_completions=min(_GROUP, num_samples - start),
             )

@@ -93,6 +93,12 @@ COMMANDS = (
         summary="Measure how many drafts of the head are accepted, per task and rule.",
         panel="Policies",
     ),
+    Command(
+        name="audit",
+        target="bebop.cli.audit:command",
+        summary="Test whether an engine samples exactly from the policy while it speculates.",
+        panel="Engines",
+    ),
 )
 
 _HELP = """RL post-training whose rollouts are drafted by a frozen MTP head and verified exactly.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from bebop.audit.checks.law import view_fits
@@ -19,26 +17,29 @@ BIAS = 0.05
 of 0.02 that makes 0.57: the size of the bias that vLLM shipped (vllm#54282: 0.60 became 0.63)."""
 
 
-def check_controls(exact: ExactPolicy, plan: AuditPlan) -> Iterator[Evidence]:
-    """Both arms, with as many samples as the engine is asked for."""
-    generator = torch.Generator().manual_seed(plan.seed)
-    cases = [case for case in plan.cases if case.is_sampled]
-    laws = [exact.law(case.prompt, case.sampling) for case in cases]
-    yield Evidence(check="control/exact", fits=_arm(laws, laws, plan, generator))
-    # Elsewhere the bias would leave the support, which is seen at once.
-    whole = [case for case in cases if case.sampling == Sampling(temperature=case.sampling.temperature)]
+def check_exact_arm(exact: ExactPolicy, plan: AuditPlan) -> Evidence:
+    """Samples of the exact laws, as many as the engine is asked for."""
+    laws = [exact.law(case.prompt, case.sampling) for case in plan.cases if case.is_sampled]
+    return Evidence(check="control/exact", fits=_arm(laws, laws, plan))
+
+
+def check_biased_arm(exact: ExactPolicy, plan: AuditPlan) -> Evidence:
+    """Samples of laws mixed with the head's. Where truncated they would leave the support, which is seen at once."""
+    whole = [case for case in plan.cases if case.is_sampled and case.sampling == _untruncated(case)]
     laws = [exact.law(case.prompt, case.sampling) for case in whole]
     biased = [_biased(exact, case) for case in whole]
     distance = sum(_distance(one, other) for one, other in zip(laws, biased, strict=True)) / len(laws)
-    yield Evidence(
-        check="control/biased",
-        fits=_arm(biased, laws, plan, generator),
-        effect=Effect(value=distance, unit="TV of the first token"),
-    )
+    effect = Effect(value=distance, unit="TV, first token")
+    return Evidence(check="control/biased", fits=_arm(biased, laws, plan), effect=effect)
 
 
-def _arm(sampled: list[Law], tested: list[Law], plan: AuditPlan, generator: torch.Generator) -> tuple[Fit, ...]:
+def _untruncated(case: Case) -> Sampling:
+    return Sampling(temperature=case.sampling.temperature)
+
+
+def _arm(sampled: list[Law], tested: list[Law], plan: AuditPlan) -> tuple[Fit, ...]:
     """Samples of some laws, tested against others, case by case and together."""
+    generator = torch.Generator().manual_seed(plan.seed)
     by_case = [
         view_fits("control", source.sample(plan.num_samples, generator), law, plan.views)
         for source, law in zip(sampled, tested, strict=True)

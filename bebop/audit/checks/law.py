@@ -16,12 +16,21 @@ _SURELY = 1e-9
 """A p-value at which a reason is looked for."""
 
 
+def check_alive(session: Session, survey: Survey) -> Iterator[Evidence]:
+    """The engine took all settings in one batch and outlived them."""
+    faults = () if survey.died is None else (f"all settings in one batch ({session.label}): {survey.died}",)
+    yield Evidence(check="engine/alive", faults=faults)
+
+
 def check_laws(session: Session, survey: Survey) -> Iterator[Evidence]:
     """A row per kind of setting, and one over all of them."""
     fits = {case.name: fits_of(session, survey, case) for case in session.plan.cases if case.name in survey.completions}
     for case in session.plan.cases:
         if case.name in survey.refusals:
             yield Evidence(check=case.check, refusal=survey.refusals[case.name])
+            continue
+        if case.name in survey.deaths:
+            yield Evidence(check=case.check, faults=(f"the engine died of {case.name}: {survey.deaths[case.name]}",))
             continue
         failed = any(one.p_value < _SURELY for one in fits[case.name])
         pattern = law_pattern(session, survey, case, fits) if failed else None
@@ -60,7 +69,8 @@ def check_rows(session: Session, survey: Survey) -> Iterator[Evidence]:
     product = Law(masses={(*a, *b): p * q for a, p in second.masses.items() for b, q in second.masses.items()})
     groups: dict[str, list[int]] = {}
     for done in survey.completions[plain.name]:
-        groups.setdefault(done.request_id, []).append(done.tokens[1])
+        if len(done.tokens) > 1:
+            groups.setdefault(done.request_id, []).append(done.tokens[1])
     neighbours = [pair for tokens in groups.values() for pair in zip(tokens[::2], tokens[1::2], strict=False)]
     seeds = [pair for one, other in list(pairwise(groups.values()))[::2] for pair in zip(one, other, strict=False)]
     fits = [fit(f"{session.label}, rows of a request", neighbours, product)]
@@ -74,4 +84,5 @@ def check_undrafted(session: Session) -> Iterator[Evidence]:
     cases = [case for case in session.plan.cases if case.is_sampled]
     survey = take_survey(session, cases, num_samples=session.plan.num_samples // 2)
     fits = [one for case in cases if case.name in survey.completions for one in fits_of(session, survey, case)]
-    yield Evidence(check="law/undrafted", fits=tuple(fits))
+    deaths = tuple(f"the engine died of {name}: {words}" for name, words in survey.deaths.items())
+    yield Evidence(check="law/undrafted", fits=tuple(fits), faults=deaths)

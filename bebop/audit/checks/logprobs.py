@@ -17,6 +17,9 @@ from bebop.engines.base import Completion
 _MOST = 0.95
 """Share of tokens that must agree with another law for it to be named."""
 
+_MANY = 0.2
+"""Share of tokens that must be off for a reason to be looked for: fewer are no matter of another law."""
+
 Values = Callable[[Completion], Sequence[float]]
 
 
@@ -49,11 +52,12 @@ def _compare(
     if all(math.isnan(value) for done in completions for value in values(done)):
         return Evidence(check=check, refusal="the engine does not return them")
     error = _deviation(completions, values, conditional, session.plan.logprob_tolerance)
-    effect = Effect(value=error.largest, unit="largest error in nats")
+    effect = Effect(value=error.largest, unit="error in nats")
     if error.num_wrong == 0:
         return Evidence(check=check, effect=effect)
     fault = f"{error.num_wrong} of {error.num_tokens} tokens are off at {case.name} ({session.label})"
-    return Evidence(check=check, effect=effect, faults=(fault,), pattern=_pattern(session, case, completions, values))
+    pattern = _pattern(session, case, completions, values) if error.num_wrong > _MANY * error.num_tokens else None
+    return Evidence(check=check, effect=effect, faults=(fault,), pattern=pattern)
 
 
 def _deviation(completions: Sequence[Completion], values: Values, conditional: Conditional, tolerance: float) -> _Error:
@@ -73,7 +77,6 @@ def _deviation(completions: Sequence[Completion], values: Values, conditional: C
 def _pattern(session: Session, case: Case, completions: Sequence[Completion], values: Values) -> str | None:
     """Whose log-probs they are instead."""
     target = session.exact.target(case.prompt)
-    draft = session.exact.draft(case.prompt)
     others = {
         "They are the target's at temperature 1 without truncation (vLLM's default raw_logprobs).": target.law(
             Sampling()
@@ -81,8 +84,9 @@ def _pattern(session: Session, case: Case, completions: Sequence[Completion], va
         "They are tempered but not truncated (SGLang's default).": target.law(
             Sampling(temperature=case.sampling.temperature)
         ),
-        "They are the draft's, not the target's.": draft.law(case.sampling),
     }
+    if session.written is not None:
+        others["They are the draft's, not the target's."] = session.exact.draft(case.prompt).law(case.sampling)
     drafted = [done for done in completions if done.drafts.num_accepted] or completions
     for words, conditional in others.items():
         error = _deviation(drafted, values, conditional, session.plan.logprob_tolerance)
@@ -106,6 +110,6 @@ def _entropies(session: Session, case: Case, completions: Sequence[Completion], 
     fault = f"{num_wrong} of {len(errors)} tokens are off at {case.name} ({session.label})"
     return Evidence(
         check="log-probs/entropy",
-        effect=Effect(value=max(errors), unit="largest error in nats"),
+        effect=Effect(value=max(errors), unit="error in nats"),
         faults=(fault,) if num_wrong else (),
     )

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bebop.audit.records import Effect, Evidence
-from bebop.audit.survey import Session, refusal
+from bebop.audit.survey import Session, Survey
 from bebop.engines.base import Completion, Request
 
 _NUM_REQUESTS = 16
 _NUM_TOKENS = 10
 
 
-def check_replay(session: Session) -> Iterator[Evidence]:
-    """The same requests twice; then each alone, and all of them in reverse order."""
-    cases = [case for case in session.plan.cases if refusal(session, case) is None]
+def check_replay(session: Session, survey: Survey) -> Iterator[Evidence]:
+    """The same requests twice; then each alone, and all of them in reverse order; with the survey's settings."""
+    cases = [case for case in session.plan.cases if case.name in survey.completions]
+    if not cases:
+        return
     requests = [
         Request(
             id=str(number),
@@ -50,4 +52,4 @@ def _differing(one: Sequence[Completion], other: Sequence[Completion]) -> set[tu
 
 def _evidence(session: Session, check: str, differing: set[tuple[str, int]], total: int, what: str) -> Evidence:
     faults = (f"{len(differing)} of {total} completions have {what} ({session.label})",) if differing else ()
-    return Evidence(check=check, faults=faults, effect=Effect(value=len(differing) / total, unit="share that differs"))
+    return Evidence(check=check, faults=faults, effect=Effect(value=len(differing) / total, unit="share differing"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bebop.audit.checks.law import fits_of
-from bebop.audit.checks.weights import check_alive
+from bebop.audit.checks.weights import check_head
 from bebop.audit.records import Evidence
-from bebop.audit.subjects import CanSleep
 from bebop.audit.survey import Session, take_survey
 from bebop.errors import UserError
 
@@ -17,18 +16,13 @@ _DEAD_SHARE = 0.5
 
 def check_sleep(session: Session) -> Iterator[Evidence]:
     """Sample, sleep, wake, sample again."""
-    engine = session.engine
-    if not isinstance(engine, CanSleep):
-        yield from (Evidence(check=f"sleep/{name}", refusal="the engine has no sleep") for name in ("law", "head"))
-        return
     plain = session.plan.plain
     before = take_survey(session, (plain,))
     try:
-        engine.sleep()
-        engine.wake()
+        session.engine.nap()
     except UserError as error:
         yield from (Evidence(check=f"sleep/{name}", refusal=str(error)) for name in ("law", "head"))
         return
     after = take_survey(session, (plain,))
     yield Evidence(check="sleep/law", fits=tuple(fits_of(session, after, plain)))
-    yield check_alive("sleep/head", before.drafts(plain), after.drafts(plain), _DEAD_SHARE)
+    yield check_head("sleep/head", before.drafts(plain), after.drafts(plain), _DEAD_SHARE)

@@ -53,7 +53,7 @@ def _check_ends(session: Session, check: str, request: Request, is_end: IsEnd) -
     law = enumerate_law(session.exact.target(request.prompt_tokens).law(request.sampling), is_end)
     name = f"{session.label}, {check}"
     fits = () if faults else (fit(name, [one.tokens for one in done], law),)
-    effect = Effect(value=share, unit="share with a wrong end") if faults else None
+    effect = Effect(value=share, unit="wrong ends") if faults else None
     return Evidence(check=check, fits=fits, faults=tuple(faults), effect=effect)
 
 
@@ -65,7 +65,7 @@ def _check_lengths(session: Session, request: Request) -> Evidence:
     return Evidence(
         check="stops/length",
         faults=faults,
-        effect=Effect(value=len(wrong) / len(done), unit="share with a wrong length"),
+        effect=Effect(value=len(wrong) / len(done), unit="wrong lengths"),
     )
 
 

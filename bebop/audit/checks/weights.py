@@ -25,11 +25,12 @@ _NEW_SEED = 1
 
 def check_weights(session: Session) -> Iterator[Evidence]:
     """New backbone, then new backbone and head as one update. The session's head must be the echo."""
-    assert session.recipe.draft is DraftKind.ECHO
-    new = build_policy(replace(session.recipe, seed=session.recipe.seed + _NEW_SEED, turned=True))
+    written = session.written
+    assert written is not None and written.recipe.draft is DraftKind.ECHO
+    new = build_policy(replace(written.recipe, seed=written.recipe.seed + _NEW_SEED, turned=True))
     updated = replace(session, exact=ExactPolicy(new, session.plan.max_tokens))
     plain = session.plan.plain
-    dead = _dead_share(new, session.head, plain.prompt)
+    dead = _dead_share(new, written.head, plain.prompt)
     before = take_survey(session, _cases(session))
     try:
         session.engine.load_weights(1, _backbone(new))
@@ -47,10 +48,10 @@ def check_weights(session: Session) -> Iterator[Evidence]:
     survey = take_survey(updated, _cases(session))
     yield Evidence(check="weights/law", fits=tuple(_fits(updated, survey)))
     yield _check_versions(survey, 2)
-    yield check_alive("weights/head", before.drafts(plain), survey.drafts(plain), dead)
+    yield check_head("weights/head", before.drafts(plain), survey.drafts(plain), dead)
 
 
-def check_alive(check: str, before: DraftStats, after: DraftStats, dead_share: float) -> Evidence:
+def check_head(check: str, before: DraftStats, after: DraftStats, dead_share: float) -> Evidence:
     """The acceptance of first drafts must be nearer to what it was than to ``dead_share`` of it."""
     if not (before.reached and after.reached):
         return Evidence(check=check, refusal="the engine does not report what it drafted")
@@ -60,7 +61,7 @@ def check_alive(check: str, before: DraftStats, after: DraftStats, dead_share: f
     )
     return Evidence(
         check=check,
-        effect=Effect(value=new, unit="acceptance of first drafts"),
+        effect=Effect(value=new, unit="first drafts accepted"),
         faults=(fault,) if new < old * (1 + dead_share) / 2 else (),
     )
 
@@ -88,7 +89,7 @@ def _check_versions(survey: Survey, version: int) -> Evidence:
     fault = f"{wrong} of {len(versions)} tokens do not carry version {version}"
     return Evidence(
         check="weights/version",
-        effect=Effect(value=wrong / len(versions), unit="share with a wrong version"),
+        effect=Effect(value=wrong / len(versions), unit="wrong versions"),
         faults=(fault,) if wrong else (),
     )
 
