@@ -52,6 +52,12 @@ COMMANDS = (
         panel="Start here",
     ),
     Command(
+        name="plan",
+        target="bebop.cli.plan:command",
+        summary="Predict what drafting would gain, before anything is spent on it.",
+        panel="Start here",
+    ),
+    Command(
         name="report",
         target="bebop.cli.report:command",
         summary="Show what runs did, side by side, in one HTML file.",
@@ -97,6 +103,12 @@ COMMANDS = (
         name="audit",
         target="bebop.cli.audit:command",
         summary="Test whether an engine samples exactly from the policy while it speculates.",
+        panel="Engines",
+    ),
+    Command(
+        name="recipe",
+        target="bebop.cli.recipe:command",
+        summary="Print the options that make another framework roll out with a trained head.",
         panel="Engines",
     ),
 )
