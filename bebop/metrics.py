@@ -5,6 +5,7 @@ that whoever reads several lines adds them and divides once. JSON has no non-fin
 the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, and a value that is such a text as ``{"text": "NaN"}``.
 """
 
+import errno
 import json
 import math
 import os
@@ -84,7 +85,7 @@ class MetricsWriter:
         line = _line(MetricsRow(step=step, time=time.time(), values=dict(values)))
         written = os.write(self._descriptor, line)
         if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(self.path))
         numbers = {name: float(_number(value)) for name, value in values.items() if not isinstance(value, str)}
         for dashboard in self._dashboards:
             dashboard.log(step, numbers)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from bebop.errors import UserError
 from bebop.rl.jobs import Job
 from bebop.rl.messages import Failed, Finished, Load, Loaded, Message, Play, Weights
-from bebop.rl.placement import Inbox, WorkerProcess
+from bebop.rl.placement import Inbox, Worker
 from bebop.tasks.base import Task
 from bebop.tasks.episodes import EpisodePlan, Rollout
 
 LOOK_SECONDS = 0.2
 """How often a wait looks up to see whether it was called off."""
 
-Launch = Callable[[int, Weights | None, Inbox], WorkerProcess]
+Launch = Callable[[int, Weights | None, Inbox], Worker]
 """(place of the worker, newest weights, where it reports) -> the worker."""
 Check = Callable[[str, Loaded], None]
 """Raises where the worker of that name holds other tensors than it should."""
@@ -41,7 +41,7 @@ class Seat:
     """A worker's place, whoever sits on it."""
 
     name: str
-    worker: WorkerProcess
+    worker: Worker
     jobs: dict[str, Job] = field(default_factory=dict)
     """What it has not finished, in the order it was given."""
     num_restarts: int = 0
@@ -78,7 +78,7 @@ class Fleet:
         self._options = options
         self._tasks = tasks
         self._check = check
-        self._events: queue.SimpleQueue[tuple[WorkerProcess, Message | None]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[Worker, Message | None]] = queue.SimpleQueue()
         self._open: dict[str, OpenJob] = {}
         self._seats: list[Seat] = []
         self._weights: Weights | None = None
@@ -136,7 +136,9 @@ class Fleet:
             seat.worker.close()
 
     def _wait(self, is_over: Callable[[], bool], is_called_off: Callable[[], bool] = never) -> None:
-        """Take in what workers say until it is over."""
+        """Take in what workers say until it is over. A learner that never has to wait can be called off, too."""
+        if is_called_off():
+            raise Interrupted
         while not is_over():
             if is_called_off():
                 raise Interrupted
@@ -199,5 +201,5 @@ class Fleet:
         if seat.jobs:
             seat.worker.send(Play(jobs=tuple(seat.jobs.values())))
 
-    def _seated(self, place: int) -> WorkerProcess:
+    def _seated(self, place: int) -> Worker:
         return self._launch(place, self._weights, lambda worker, message: self._events.put((worker, message)))

@@ -1,11 +1,12 @@
 """Where the parts of a run live: the learner here, every worker in a process of its own.
 
-The parts are plain objects; another placement (several machines) starts ``RolloutWorker`` elsewhere and offers the
-same ``WorkerProcess``.
+The parts are plain objects; another placement (several machines) holds ``RolloutWorker`` elsewhere and offers a
+``Worker`` here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -13,10 +14,36 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from bebop.rl.messages import Channel, Message, Start
 
-Inbox = Callable[["WorkerProcess", Message | None], None]
+
+class Worker(Protocol):
+    """A rollout worker, wherever it is."""
+
+    last_heard: float
+    """When it last said something, by ``time.monotonic``."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def send(self, message: Message) -> None:
+        """Say something. A worker that is gone does not hear it: its end arrives in the inbox."""
+        ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None:
+        """Let it end, or make it."""
+        ...
+
+    def last_words(self) -> str:
+        """How it ended and the end of what it printed."""
+        ...
+
+
+Inbox = Callable[[Worker, Message | None], None]
 """Takes what a worker says, from the thread that listens to it; None when it has died or closed."""
 
 CLOSING_SECONDS = 5.0
@@ -49,17 +76,13 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, message: Message) -> None:
-        """Say something. A worker that is gone does not hear it: its end arrives in the inbox."""
-        try:
+        with contextlib.suppress(OSError):  # it is gone, which the listening thread sees as well
             self._channel.send(message)
-        except OSError:
-            return
 
     def kill(self) -> None:
         self._process.kill()
 
     def close(self) -> None:
-        """Let it end, or make it."""
         self._channel.close()
         try:
             self._process.wait(CLOSING_SECONDS)
@@ -68,7 +91,6 @@ class WorkerProcess:
             self._process.wait()
 
     def last_words(self) -> str:
-        """How it ended and the end of what it printed."""
         self.close()
         code = self._process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"

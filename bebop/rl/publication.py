@@ -23,8 +23,7 @@ class WeightStore:
 
     def __init__(self, run: Path, num_bytes: int) -> None:
         """``num_bytes``: size of the weights. What an earlier process of this run left behind is deleted."""
-        name = "bebop-" + hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-        in_memory = SHARED_MEMORY / name
+        in_memory = memory_directory(run)
         shutil.rmtree(in_memory, ignore_errors=True)
         self.directory = in_memory if has_room(SHARED_MEMORY, COPIES * num_bytes) else run / "weights"
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -44,6 +43,11 @@ class WeightStore:
 
     def close(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def memory_directory(run: Path) -> Path:
+    """Where the weights of the run in this directory are published if there is room, the same after every start."""
+    return SHARED_MEMORY / ("bebop-" + hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16])
 
 
 def has_room(directory: Path, num_bytes: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bebop.errors import UserError
-from bebop.rl.fleet import Fleet, FleetOptions, Interrupted
+from bebop.rl.fleet import Fleet, FleetOptions, Interrupted, Launch
 from bebop.rl.jobs import Job, group_job, load_tasks
 from bebop.rl.messages import Failed, Finished, Load, Loaded, Message, Play, Weights
 from bebop.tasks.base import Outcome
@@ -62,11 +62,14 @@ class Place:
 
     def __init__(self, num_workers: int = 2, *, check: Callable[[str, Loaded], None] = lambda *_: None, **options):
         self.workers: list[ScriptedWorker] = []
+        self.launch: Launch = self.hire
         limits = {"stall_seconds": 60.0, "max_restarts": 2} | options
-        self.fleet = Fleet(self.launch, FleetOptions(num_workers=num_workers, **limits), TASKS, check)
+        self.fleet = Fleet(
+            lambda *arguments: self.launch(*arguments), FleetOptions(num_workers=num_workers, **limits), TASKS, check
+        )
         self.fleet.start(None)
 
-    def launch(self, place, weights, inbox):
+    def hire(self, place, weights, inbox):
         worker = ScriptedWorker(place, weights, inbox)
         self.workers.append(worker)
         return worker
@@ -113,14 +116,13 @@ def test_a_worker_that_dies_is_replaced_and_what_it_owed_is_played_again():
 def test_a_worker_that_keeps_dying_stops_the_run():
     place = Place(num_workers=1)
     place.fleet.issue([job(0)])
-    launch = place.launch
 
     def die_at_once(*arguments):
-        worker = launch(*arguments)
+        worker = place.hire(*arguments)
         worker.says(None)
         return worker
 
-    place.fleet._launch = die_at_once
+    place.launch = die_at_once
     place.workers[0].says(None)
     with pytest.raises(UserError, match=r"worker 0 was killed by signal 9 \(2 replacements did no better\)"):
         place.fleet.gather(["group/0"])
@@ -166,3 +168,12 @@ def test_every_worker_is_checked_after_every_publication_and_replacement():
     with pytest.raises(Interrupted):
         place.fleet.gather(["group/0"], lambda: len(checked) == 5)
     assert checked == [("worker 0", 0), ("worker 1", 0), ("worker 0", 1), ("worker 1", 1), ("worker 0", 1)]
+
+
+def test_a_learner_that_never_has_to_wait_can_be_called_off():
+    place = Place(num_workers=1)
+    place.fleet.issue([job(0)])
+    place.workers[0].finishes(job(0), (0, 1, 2))
+    place.fleet.spread(Weights(version=1, path="w"))
+    with pytest.raises(Interrupted):
+        place.fleet.gather(["group/0"], lambda: True)
