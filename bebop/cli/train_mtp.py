@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 from bebop.cli.counting import ticker
 from bebop.cli.devices import chosen_device, chosen_dtype
@@ -12,11 +15,13 @@ from bebop.cli.resuming import open_run
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
+from bebop.tasks.registry import load_task
 from bebop.training.allocator import keep_freed_memory
 from bebop.training.collect import collected
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
+from bebop.training.parallel import World, check_share, training_world
 from bebop.training.plausibility import check_plausible
 from bebop.training.sample_files import read_samples
 from bebop.training.samples import Sample, by_length, epochs, usable
@@ -26,28 +31,42 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """Train a policy's MTP head so that rejection sampling accepts its drafts; the policy itself stays as it is.
 
     The policy plays the tasks once to make the data, unless `data.file` is given. Interrupted, the same command goes on
-    from the last checkpoint of its run directory.
+    from the last checkpoint of its run directory. On several devices: `torchrun --nproc-per-node N -m bebop train-mtp`.
 
     Example: bebop train-mtp configs/train-mtp-tiny.yaml loss.objective=kl steps=300
     """
     settings = resolve(TrainMTP, config, overrides, dry_run=dry_run)
-    check_output(settings.output)
-    keep_freed_memory()
-    policy = open_policy(settings)
-    run = open_run(settings.run, settings, settings.data.seed)
-    samples = open_samples(settings, policy, run)
-    data = TrainingData(
-        samples=epochs(samples, settings.data.per_step, settings.data.seed),
-        hiddens=open_hiddens(settings, policy, samples, run),
-    )
-    with progress("train-mtp", settings.steps) as show:
-        train_mtp(settings, policy, data, run, lambda report: show(report.step, figures(report)))
-    save_policy(policy.with_head_trained_here(), settings.output)
-    print(f"the policy with the trained head is in {settings.output}")
-
-
-def open_policy(settings: TrainMTP) -> Policy:
     device = chosen_device(settings.device)
+    keep_freed_memory()
+    with training_world(device.type) as world:
+        train(settings, world, world.device(device))
+
+
+def train(settings: TrainMTP, world: World, device: torch.device) -> None:
+    """One process's part of the command."""
+    check_output(settings.output)
+    check_share(world, settings.data.per_step, settings.optimiser.name)
+    policy = open_policy(settings, device)
+    given = given_samples(settings, policy)
+    run = world.first(lambda: open_run(settings.run, settings, settings.data.seed), RunDirectory(settings.run))
+    samples = given or world.first(lambda: played_samples(settings, policy, run))
+    hiddens = open_hiddens(settings, policy, samples, run, world)
+    data = TrainingData(samples=epochs(samples, settings.data.per_step, settings.data.seed), hiddens=hiddens)
+    with progress("train-mtp", settings.steps) if world.is_main else nullcontext() as show:
+        trained = train_mtp(
+            settings,
+            policy,
+            data,
+            run,
+            lambda report: show(report.step, figures(report)) if show else None,
+            world,
+        )
+    if world.is_main:
+        save_policy(trained.with_head_trained_here(), settings.output)
+        print(f"the policy with the trained head is in {settings.output}")
+
+
+def open_policy(settings: TrainMTP, device: torch.device) -> Policy:
     dtype = chosen_dtype(settings.dtype, device)
     policy = load_policy(settings.policy, dtype=dtype, device=device, head=settings.head)
     if policy.head is None:
@@ -55,29 +74,39 @@ def open_policy(settings: TrainMTP) -> Policy:
     return policy
 
 
-def open_samples(settings: TrainMTP, policy: Policy, run: RunDirectory) -> list[Sample]:
-    """The data set: the file's rows, or the policy's own rollouts."""
+def given_samples(settings: TrainMTP, policy: Policy) -> list[Sample] | None:
+    """The rows of ``data.file``; None where there is none, and then the tasks to be played are there."""
     data = settings.data
-    if data.file is not None:
-        origin = str(data.file)
-        samples = usable(read_samples(data.file, policy.tokenizer), policy.config.vocab_size, data.max_tokens, origin)
-        check_plausible(policy, samples, origin)
-        return samples
+    if data.file is None:
+        for task in data.collect.tasks:
+            load_task(task.name, data.collect.seed, task.options)
+        return None
+    origin = str(data.file)
+    samples = usable(read_samples(data.file, policy.tokenizer), policy.config.vocab_size, data.max_tokens, origin)
+    check_plausible(policy, samples, origin)
+    return samples
+
+
+def played_samples(settings: TrainMTP, policy: Policy, run: RunDirectory) -> list[Sample]:
+    """The policy's own rollouts."""
+    data = settings.data
     with progress("rollouts", data.collect.num_episodes) as show:
         found = collected(policy, data.collect, data.temperature, run.path / "rollouts.jsonl", show)
     return usable(found, policy.config.vocab_size, data.max_tokens, "the collection")
 
 
-def open_hiddens(settings: TrainMTP, policy: Policy, samples: list[Sample], run: RunDirectory) -> HiddenSource:
+def open_hiddens(
+    settings: TrainMTP, policy: Policy, samples: list[Sample], run: RunDirectory, world: World
+) -> HiddenSource:
     data = settings.data
     if data.hidden == "recompute":
         return recomputed(policy)
     batches = by_length(samples, data.micro_batch_tokens)
-    with progress("hidden states", len(batches)) as bar:
-        tick = ticker(bar, "batches")
+    with progress("hidden states", len(batches)) if world.is_main else nullcontext() as bar:
+        tick = ticker(bar, "batches") if bar else lambda: None
         if data.hidden == "memory":
             return in_memory(policy, batches, tick)
-        return on_disk(policy, batches, run.path / "hidden", tick)
+        return world.first(lambda: on_disk(policy, batches, run.path / "hidden", tick))
 
 
 def check_output(path: Path) -> None:

@@ -22,8 +22,8 @@ from bebop.models.policy import Policy
 from bebop.rl.drift import DriftTrigger
 from bebop.rl.learner_config import OnlineHeadConfig
 from bebop.training.chain_plan import plan_chains
+from bebop.training.draft_loss import draft_chains, lm_head_weight, loss_of, overlaps_of
 from bebop.training.hidden import Hiddens
-from bebop.training.mtp import draft_chains, lm_head_weight, loss_of, overlaps_of
 from bebop.training.optimiser import learning_rate, open_optimiser, update
 from bebop.training.transcripts import TokenBatch
 
@@ -94,16 +94,14 @@ class HeadGradient:
         self._losses: list[ChainLoss] = []
 
     def add(self, batch: TokenBatch, hiddens: Hiddens) -> None:
-        """Back-propagate a micro-batch, given the backbone's states on it."""
+        """Back-propagate some rollouts, given the backbone's detached states on them."""
         policy, head = self._policy, self._policy.head
         assert head is not None
         plan = plan_chains(batch, self._config.depths)
         if not plan.num_counted:
             return
-        detached = Hiddens(
-            draft_input_BTH=hiddens.draft_input_BTH.detach().float(), target_BTH=hiddens.target_BTH.detach().float()
-        )
-        chains = draft_chains(policy, detached, plan, self._config.layout)
+        wide = Hiddens(draft_input_BTH=hiddens.draft_input_BTH.float(), target_BTH=hiddens.target_BTH.float())
+        chains = draft_chains(policy, wide, plan, self._config.layout)
         weight_VH = lm_head_weight(policy).detach()
         loss = fused_loss(chains, weight_VH, self._objective, self._mixture, fusion_for(policy.device))
         mean = loss.loss_N.sum() * plan.num_depths / self._num_rows

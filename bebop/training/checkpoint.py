@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bebop.errors import UserError
 from bebop.files import atomic_directory
+from bebop.training.sharding import laid_like, whole_tensor
 
 WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.safetensors", "state.json"
 
@@ -41,13 +42,20 @@ class Trained:
         return {}
 
 
-def save_checkpoint(directory: Path, step: int, trained: Trained) -> Path:
-    """Write ``directory/step-N`` after ``step`` updates and delete what it replaces."""
-    directory.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(directory: Path, step: int, trained: Trained, *, writes: bool = True) -> Path:
+    """Write ``directory/step-N`` after ``step`` updates and delete what it replaces.
+
+    Of processes that share a sharded model all must call and one ``writes``.
+    """
     target = directory / f"step-{step:08d}"
+    weights = {name: whole_tensor(one).contiguous() for name, one in trained.parameters.items()}
+    moments = optimiser_tensors(trained)
+    if not writes:
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
     with atomic_directory(target) as part:
-        save_file({name: one.detach().contiguous() for name, one in trained.parameters.items()}, part / WEIGHTS)
-        save_file(optimiser_tensors(trained), part / OPTIMISER)
+        save_file(weights, part / WEIGHTS)
+        save_file(moments, part / OPTIMISER)
         (part / STATE).write_text(json.dumps({"step": step}))
     for older in saved_steps(directory):
         if older != target:
@@ -77,7 +85,7 @@ def saved_steps(directory: Path) -> list[Path]:
 def optimiser_tensors(trained: Trained) -> dict[str, Tensor]:
     """Every tensor of the optimiser's state as ``parameter name/state name``."""
     return {
-        f"{name}/{key}": value.detach().contiguous()
+        f"{name}/{key}": whole_tensor(value).contiguous()
         for name, parameter in trained.parameters.items()
         for key, value in trained.state_of(parameter).items()
     }
@@ -92,7 +100,8 @@ def restore(trained: Trained, weights: Mapping[str, Tensor], moments: Mapping[st
             "the checkpoint belongs to another model; name another run directory or the policy it began with"
         )
     for name, parameter in trained.parameters.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(laid_like(weights[name], parameter))
     for name, value in moments.items():
         parameter_name, key = name.rsplit("/", 1)
-        trained.state_of(trained.parameters[parameter_name])[key] = value.clone()
+        parameter = trained.parameters[parameter_name]
+        trained.state_of(parameter)[key] = laid_like(value, parameter)

@@ -10,31 +10,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bebop.core.acceptance import expected_accepted_rejection
-from bebop.core.chains import ChainLoss, DraftChains, plain_loss
+from bebop.core.chains import ChainLoss
 from bebop.core.curriculum import Curriculum
-from bebop.core.fused import fused_loss, fusion_for
 from bebop.core.objectives import Objective
 from bebop.dashboards import open_dashboard
 from bebop.errors import UserError
+from bebop.metrics import Mean, MetricsWriter
 from bebop.models.policy import Policy
-from bebop.runs import Mean, RunDirectory
-from bebop.training.chain_plan import ChainPlan, plan_chains
+from bebop.runs import RunDirectory
+from bebop.training.chain_plan import plan_chains
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
-from bebop.training.hidden import Hiddens, HiddenSource
+from bebop.training.draft_loss import Tallies, chain_loss, draft_chains
+from bebop.training.hidden import HiddenSource
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.optimiser import learning_rate, open_optimiser, update
 from bebop.training.packing import packs
+from bebop.training.parallel import ALONE, HeadShards, World, check_share
 from bebop.training.samples import Sample, SampleSource
-from bebop.training.unroll import unroll
-from bebop.training.unroll_attention import LAYOUTS
-
-# Shapes: B rows, T tokens, N chains, K depths, P = B T positions, H hidden size, V vocabulary.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +72,11 @@ class MTPReport:
 class MTPState:
     """The head, its optimiser, and whether the warm-up is over; one checkpoint holds all three."""
 
-    def __init__(self, policy: Policy, config: TrainMTP) -> None:
+    def __init__(self, policy: Policy, config: TrainMTP, world: World = ALONE) -> None:
         assert policy.head is not None
+        check_share(world, config.data.per_step, config.optimiser.name)
         freeze_all_but_head(policy)
+        self.shards = HeadShards(policy, world)
         self.optimiser = open_optimiser(policy.head.named_parameters(), config.optimiser)
         self._is_warm = nn.Parameter(torch.zeros(()), requires_grad=False)
         parameters = {f"head.{name}": one for name, one in policy.head.named_parameters() if one.requires_grad}
@@ -97,20 +99,31 @@ def freeze_all_but_head(policy: Policy) -> None:
 
 
 def train_mtp(
-    config: TrainMTP, policy: Policy, data: TrainingData, run: RunDirectory, show: Callable[[MTPReport], None]
-) -> None:
-    """Train ``policy.head`` in place, resuming where the run's last checkpoint stands."""
-    state = MTPState(policy, config)
+    config: TrainMTP,
+    policy: Policy,
+    data: TrainingData,
+    run: RunDirectory,
+    show: Callable[[MTPReport], None],
+    world: World = ALONE,
+) -> Policy:
+    """Train ``policy.head`` in place, going on where the last checkpoint stands; -> the policy, its head whole."""
+    state = MTPState(policy, config, world)
     first = load_latest(run.checkpoints_path, state.trained)
-    dashboards = [open_dashboard(one, run.path) for one in config.dashboards]
-    with run.metrics_writer(keep_through=first, dashboards=dashboards) as metrics:
+    with open_metrics(config, run, first) if world.is_main else nullcontext() as metrics:
         for step in range(first, config.steps):
             report = train_step(config, policy, data, state, step)
             show(report)
-            if report.step % config.log_every == 0 or report.step == config.steps:
+            is_last = report.step == config.steps
+            if metrics is not None and (report.step % config.log_every == 0 or is_last):
                 metrics.write(report.step, as_metrics(report))
-            if report.step % config.checkpoint_every == 0 or report.step == config.steps:
-                save_checkpoint(run.checkpoints_path, report.step, state.trained)
+            if report.step % config.checkpoint_every == 0 or is_last:
+                save_checkpoint(run.checkpoints_path, report.step, state.trained, writes=world.is_main)
+    return state.shards.whole()
+
+
+def open_metrics(config: TrainMTP, run: RunDirectory, first: int) -> MetricsWriter:
+    dashboards = [open_dashboard(one, run.path) for one in config.dashboards]
+    return run.metrics_writer(keep_through=first, dashboards=dashboards)
 
 
 def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPState, step: int) -> MTPReport:
@@ -119,22 +132,22 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
     samples = data.samples(step)
     curriculum = config.loss.curriculum(config.data.temperature)
     is_warm = state.is_warm or curriculum.warm_up is None
-    losses = accumulate(config, policy, data.hiddens, samples, (curriculum, curriculum.objective(is_warm=is_warm)))
-    loss = sum((loss_of(one) for one in losses), Mean())
-    if not math.isfinite(loss.value):
+    how = (curriculum, curriculum.objective(is_warm=is_warm))
+    losses = accumulate(config, policy, data.hiddens, (state.shards, samples), how)
+    seen = reduce(add, state.shards.world.gather(Tallies.of(losses, config.unroll.deployed)))
+    if not math.isfinite(seen.loss.value):
         raise UserError(diverged("loss", step, samples))
     lr = learning_rate(step, config.steps, config.optimiser)
     norm = update(state.optimiser, lr, config.optimiser.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(diverged("gradient", step, samples))
-    overlaps = overlaps_of(losses)
-    if not is_warm and curriculum.becomes_warm(sum(overlaps, Mean()).value):
+    if not is_warm and curriculum.becomes_warm(sum(seen.overlaps, Mean()).value):
         state.end_warm_up()
     return MTPReport(
         step=step + 1,
-        loss=loss,
-        overlaps=overlaps,
-        accepted=sum((accepted_of(one, config.unroll.deployed) for one in losses), Mean()),
+        loss=seen.loss,
+        overlaps=seen.overlaps,
+        accepted=seen.accepted,
         grad_norm=norm,
         lr=lr,
         is_warm=is_warm,
@@ -147,76 +160,29 @@ def accumulate(
     config: TrainMTP,
     policy: Policy,
     hiddens: HiddenSource,
-    samples: Sequence[Sample],
+    what: tuple[HeadShards, Sequence[Sample]],
     how: tuple[Curriculum, Objective],
 ) -> list[ChainLoss]:
-    """Backward through every micro-batch; the gradient is that of the mean over all counted rows of the step."""
-    curriculum, objective = how
-    micro_batches = packs(samples, config.data.micro_batch_tokens)
+    """Backward through this process's micro-batches; the gradient is that of the mean over the step's counted rows."""
+    (shards, samples), (curriculum, objective) = what, how
+    mine = shards.world.share(sorted(samples, key=lambda one: one.num_tokens))
+    micro_batches = packs(mine, config.data.micro_batch_tokens)
     plans = [plan_chains(one.batch.to(policy.device), config.unroll.depths) for one in micro_batches]
-    num_rows = sum(plan.num_counted for plan in plans)
+    num_rows = sum(shards.world.gather(sum(plan.num_counted for plan in plans)))
     losses = []
-    for pack, plan in zip(micro_batches, plans, strict=True):
-        chains = draft_chains(policy, hiddens(pack), plan, config.unroll.layout, recompute=config.unroll.recompute)
+    for number, (pack, plan) in enumerate(zip(micro_batches, plans, strict=True), start=1):
+        chains = draft_chains(
+            policy,
+            hiddens(pack),
+            plan,
+            config.unroll.layout,
+            recompute=config.unroll.recompute,
+            run=shards.run,
+        )
         loss = chain_loss(policy, chains, objective, curriculum, fused=config.loss.fused)
-        (loss.loss_N.sum() * plan.num_depths / num_rows).backward()
+        shards.backward(loss.loss_N.sum() * plan.num_depths / num_rows, is_last=number == len(plans))
         losses.append(loss)
     return losses
-
-
-def draft_chains(
-    policy: Policy, hiddens: Hiddens, plan: ChainPlan, layout: str, *, recompute: bool = False
-) -> DraftChains:
-    """Unroll the head along the plan's chains and gather what the loss compares."""
-    mixed = policy.dtype != torch.float32
-    with torch.autocast(policy.device.type, policy.dtype, enabled=mixed):
-        made = unroll(policy, hiddens.draft_input_BTH, plan, LAYOUTS[layout], recompute=recompute)
-    return DraftChains(
-        draft_states_NKH=made.states_NKH.to(policy.dtype),
-        target_states_PH=hiddens.target_BTH.flatten(0, 1),
-        positions_NK=made.plan.positions_NK,
-        tokens_NK=made.plan.labels_NK,
-        depth_mask_NK=made.plan.depth_mask_NK,
-    )
-
-
-def chain_loss(
-    policy: Policy, chains: DraftChains, objective: Objective, curriculum: Curriculum, *, fused: bool
-) -> ChainLoss:
-    weight_VH = lm_head_weight(policy)
-    if not fused:
-        return plain_loss(chains, weight_VH, objective, curriculum.mixture)
-    return fused_loss(chains, weight_VH, objective, curriculum.mixture, fusion_for(policy.device))
-
-
-def lm_head_weight(policy: Policy) -> Tensor:
-    """[V, H]; UserError for an lm_head that is more than a matrix."""
-    lm_head = policy.backbone.get_output_embeddings()
-    if not isinstance(lm_head, nn.Linear) or lm_head.bias is not None:
-        raise UserError("the loss needs an lm_head that is a matrix without bias; this policy's is not")
-    return lm_head.weight
-
-
-def loss_of(loss: ChainLoss) -> Mean:
-    num_depths = loss.counted_NK.shape[1]
-    return Mean(total=num_depths * loss.loss_N.detach().sum().item(), count=int(loss.counted_NK.sum()))
-
-
-def overlaps_of(losses: Sequence[ChainLoss]) -> tuple[Mean, ...]:
-    """Per depth, at the first temperature of the mixture, which is the rollouts'."""
-    overlap_NK = torch.cat([one.statistics[0].overlap_NK.where(one.counted_NK, 0.0) for one in losses])
-    counted_NK = torch.cat([one.counted_NK for one in losses])
-    sums_K, counts_K = overlap_NK.sum(0).tolist(), counted_NK.sum(0).tolist()
-    return tuple(Mean(total=total, count=count) for total, count in zip(sums_K, counts_K, strict=True))
-
-
-def accepted_of(loss: ChainLoss, num_drafts: int) -> Mean:
-    """Expected accepted drafts over the chains whose first ``num_drafts`` depths count."""
-    statistics = loss.statistics[0]
-    whole_N = loss.counted_NK[:, num_drafts - 1]
-    picked = statistics.map(lambda values_NK: values_NK[whole_N, :num_drafts])
-    accepted_N = expected_accepted_rejection(picked.overlap_NK, picked.draft_logprob_NK, picked.target_logprob_NK)
-    return Mean(total=accepted_N.sum().item(), count=len(accepted_N))
 
 
 def diverged(what: str, step: int, samples: Sequence[Sample]) -> str:

@@ -41,8 +41,8 @@ from bebop.tasks.chat import Transcript
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.training.bootstrap import Tally
 from bebop.training.chain_plan import plan_chains
+from bebop.training.draft_loss import draft_chains, lm_head_weight
 from bebop.training.hidden import HiddenSource, recomputed
-from bebop.training.mtp import draft_chains, lm_head_weight
 from bebop.training.packing import packs
 from bebop.training.samples import Sample
 from bebop.training.teacher_forced import ChainFigures, Fate, Questions, chain_figures, round_starts

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bebop.config import ConfigModel
 from bebop.training.muon import Muon
+from bebop.training.sharding import whole_tensor
 
 
 class OptimiserConfig(ConfigModel):
@@ -73,7 +74,7 @@ def update(optimiser: torch.optim.Optimizer, lr: float, max_grad_norm: float) ->
     A norm that is not finite is returned for the caller to report, and the parameters stay as they were.
     """
     parameters = [one for group in optimiser.param_groups for one in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = float(whole_tensor(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     for group in optimiser.param_groups:
         group["lr"] = lr
     if math.isfinite(norm):

@@ -14,8 +14,8 @@ from bebop.core.matmul import project_logits
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.runs import Mean
+from bebop.training.draft_loss import lm_head_weight
 from bebop.training.hidden import recomputed
-from bebop.training.mtp import lm_head_weight
 from bebop.training.packing import single_rows
 from bebop.training.samples import Sample
 

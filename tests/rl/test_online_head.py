@@ -14,14 +14,15 @@ from bebop.core.sampling import Sampling
 from bebop.engines.base import DraftStats
 from bebop.errors import UserError
 from bebop.models.policy import Policy
-from bebop.rl.batch import learn_batches, traces_of
 from bebop.rl.drift import DriftTrigger
 from bebop.rl.learner import Learner
 from bebop.rl.learner_config import DriftConfig, LearnerConfig, OnlineHeadConfig
+from bebop.tasks.chat import Transcript
 from bebop.training.chain_plan import plan_chains
+from bebop.training.draft_loss import draft_chains
 from bebop.training.hidden import Hiddens
-from bebop.training.mtp import draft_chains
 from bebop.training.optimiser import OptimiserConfig, update
+from bebop.training.transcripts import pad
 from tests.rl.rollouts import sampled_groups, small_policy
 
 REWARDS = [[0, 1, 0, 1], [0.5, 0, 1, 0]]
@@ -109,13 +110,13 @@ def test_the_heads_gradient_is_that_of_training_it_alone(monkeypatch, temperatur
 
 
 def gradient_alone(policy: Policy, groups, temperature):
-    """With a frozen backbone and every logit at once."""
+    """With a frozen backbone, in padded rows, and every logit at once."""
     policy = copy.deepcopy(policy)
     policy.backbone.requires_grad_(False)
-    (batch,) = learn_batches([one for group in groups for one in traces_of(group)], 10_000)
-    state = policy.run_backbone(batch.padded.tokens_BT)
+    rows = pad([Transcript(list(one.tokens), list(one.is_model)) for group in groups for one in group.rollouts])
+    state = policy.run_backbone(rows.tokens_BT)
     hiddens = Hiddens(draft_input_BTH=state.draft_input_BTH, target_BTH=state.hidden_BTH)
-    chains = draft_chains(policy, hiddens, plan_chains(batch.padded, 2), "ttt")
+    chains = draft_chains(policy, hiddens, plan_chains(rows, 2), "ttt")
     mixture = TemperatureMixture(temperatures=(temperature,))
     plain_loss(chains, policy.backbone.lm_head.weight, objective_named("e2e_tv"), mixture).mean.backward()
     return {name: one.grad for name, one in policy.head.named_parameters()}
@@ -172,9 +173,12 @@ def drafts(num_rounds, num_accepted):
 
 def test_drift_starts_and_ends_the_training():
     trigger = DriftTrigger(DriftConfig(tolerance=0.1, recovered=0.5, window=2))
-    seen = [trigger.observe(drafts(100, accepted)) for accepted in (80, 80, 80, 76, 66, 66, 74, 74, 79, 80)]
-    # The mean of the last two against 80: 78 and 71 (below 72), 66, 70, 74 (not yet above 76), 76.5, 79.5.
-    assert seen == [False, False, False, False, True, True, True, True, False, False]
+    accepted = (80, 80, 80, 76, 75, 66, 66, 74, 74, 79, 80)
+    seen = [trigger.observe(drafts(100, one)) for one in accepted]
+    # Means of the last two against 80: on below 72, off above 76.
+    means = (80, 78, 75.5, 70.5, 66, 70, 74, 76.5, 79.5)
+    assert [sum(accepted[n - 1 : n + 1]) / 2 for n in range(2, len(accepted))] == list(means)
+    assert seen == [False, False, False, False, False, True, True, True, True, False, False]
 
 
 def test_drift_weighs_rounds_and_ignores_those_without_drafts():
