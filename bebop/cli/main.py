@@ -105,6 +105,12 @@ COMMANDS = (
         summary="Test whether an engine samples exactly from the policy while it speculates.",
         panel="Engines",
     ),
+    Command(
+        name="recipe",
+        target="bebop.cli.recipe:command",
+        summary="Print the options that make another framework roll out with a trained head.",
+        panel="Engines",
+    ),
 )
 
 _HELP = """RL post-training whose rollouts are drafted by a frozen MTP head and verified exactly.
