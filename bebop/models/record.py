@@ -5,7 +5,7 @@ Shapes: B rows, T positions, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,8 +88,12 @@ class Policy:
         position_ids_BT: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        attention_options: Mapping[str, Any] | None = None,
     ) -> BackboneState:
-        """The backbone without lm_head; `draft_input_BTH` is from the side of the final norm the contract names."""
+        """The backbone without lm_head; `draft_input_BTH` is from the side of the final norm the contract names.
+
+        attention_options: arguments for an attention implementation of ours that is in force (`attending_by`).
+        """
         decoder = self.backbone.get_decoder()
         wants_pre_norm = self.contract is not None and self.contract.input_norm == "pre"
         norm = decoder.get_submodule("norm")
@@ -100,6 +104,7 @@ class Policy:
                 attention_mask=attention_mask,
                 past_key_values=cache,
                 use_cache=cache is not None,
+                **(attention_options or {}),
             )
         hidden_BTH = outputs.last_hidden_state
         draft_input_BTH = pre_norm[-1] if wants_pre_norm else hidden_BTH

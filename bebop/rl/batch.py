@@ -1,6 +1,6 @@
 """Groups of finished episodes -> micro-batches of tokens with what the loss needs beside each.
 
-Shapes: B rollouts of a micro-batch, T tokens of the longest of them, N tokens that the policy wrote, row by row.
+Shapes: B rollouts of a micro-batch, N tokens that the policy wrote, rollout by rollout.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from bebop.core.grpo import group_advantages
+from bebop.rl.prompt_sharing import Layout, lay_out, prompt_length
 from bebop.rl.records import Group
 from bebop.tasks.chat import Transcript
 from bebop.tasks.episodes import Rollout
-from bebop.training.samples import by_length
-from bebop.training.transcripts import TokenBatch, pad
 
 MeanKind = Literal["token", "rollout"]
 """The loss of an update: the mean over all its tokens, or over rollouts of the mean over their tokens."""
@@ -42,15 +41,20 @@ class Trace:
         return len(self.transcript.tokens)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """What the attempts at one problem have in common."""
+        return tuple(self.transcript.tokens[: prompt_length(self.transcript)])
+
+    @property
     def num_written(self) -> int:
         return len(self.behaviour)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnBatch:
-    """Some traces of like length."""
+    """Some traces, sorted by length."""
 
-    padded: TokenBatch
+    layout: Layout
     behaviour_N: Tensor
     """float32, as are the next two."""
     advantages_N: Tensor
@@ -58,14 +62,11 @@ class LearnBatch:
     """Of each token's loss; over an update's micro-batches they add up to 1, less what was left out."""
     versions_N: Tensor
     rollout_N: Tensor
-    """Row of ``padded`` that the token is in."""
+    """Which trace the token is of."""
 
     def to(self, device: torch.device) -> LearnBatch:
-        padded = TokenBatch(
-            tokens_BT=self.padded.tokens_BT.to(device), is_target_BT=self.padded.is_target_BT.to(device)
-        )
         return LearnBatch(
-            padded=padded,
+            layout=self.layout.to(device),
             behaviour_N=self.behaviour_N.to(device),
             advantages_N=self.advantages_N.to(device),
             weights_N=self.weights_N.to(device),
@@ -105,18 +106,33 @@ def weighed(traces: Sequence[Trace], mean: MeanKind) -> list[Trace]:
 
 
 def learn_batches(traces: Sequence[Trace], token_budget: int) -> list[LearnBatch]:
-    """Cut into micro-batches of at most ``token_budget`` tokens, padding counted; a longer trace is alone."""
-    return [learn_batch(some) for some in by_length(traces, token_budget)]
+    """Cut into micro-batches of at most ``token_budget`` distinct tokens; attempts at one problem follow one another.
+
+    A trace that is longer is alone.
+    """
+    batches: list[list[Trace]] = [[]]
+    size, prompts = 0, set[tuple[int, ...]]()
+    for one in traces:
+        prompt = one.prompt
+        cost = one.num_tokens - (len(prompt) if prompt in prompts else 0)
+        if batches[-1] and size + cost > token_budget:
+            batches.append([])
+            size, cost, prompts = 0, one.num_tokens, set()
+        batches[-1].append(one)
+        prompts.add(prompt)
+        size += cost
+    return [learn_batch(some) for some in batches if some]
 
 
-def learn_batch(traces: Sequence[Trace]) -> LearnBatch:
+def learn_batch(unsorted: Sequence[Trace]) -> LearnBatch:
+    traces = sorted(unsorted, key=lambda one: one.num_tokens)
     counts_B = torch.tensor([one.num_written for one in traces])
 
     def spread(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).repeat_interleave(counts_B)
 
     return LearnBatch(
-        padded=pad([one.transcript for one in traces]),
+        layout=lay_out([one.transcript for one in traces]),
         behaviour_N=torch.tensor(list(chain.from_iterable(one.behaviour for one in traces)), dtype=torch.float32),
         advantages_N=spread([one.advantage for one in traces]),
         weights_N=spread([one.token_weight for one in traces]),

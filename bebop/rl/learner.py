@@ -29,13 +29,13 @@ from bebop.models.record import parameter_dtype
 from bebop.rl.batch import LearnBatch, Trace, learn_batches, traces_of, weighed
 from bebop.rl.contract import HEAD_PREFIX
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
-from bebop.rl.logprobs import score
+from bebop.rl.logprobs import token_logprobs
 from bebop.rl.online_head import HeadGradient, OnlineHead
+from bebop.rl.prompt_sharing import States, run_layout
 from bebop.rl.records import Group
 from bebop.rl.staleness import lag_metrics, lags
 from bebop.rl.tally import UpdateTally, group_metrics
 from bebop.training.checkpoint import Trained
-from bebop.training.hidden import Hiddens
 from bebop.training.optimiser import learning_rate, open_optimiser, update
 
 
@@ -136,13 +136,14 @@ class Learner:
         if first:
             return [None] * len(batches)
         with self._computing():
-            return [score(self.policy, one.padded, self._sampling).logprobs_N for one in batches]
+            return [self._logprobs(one, run_layout(self.policy, one.layout)) for one in batches]
 
     def _begin_head(self, groups: Sequence[Group], minibatches: Sequence[Sequence[LearnBatch]]) -> HeadGradient | None:
         if self._head is None:
             return None
         drafts = sum((one.drafts for group in groups for one in group.rollouts), DraftStats())
-        return self._head.begin([one.padded for batches in minibatches for one in batches], drafts)
+        rows = [block.rows for batches in minibatches for one in batches for block in one.layout.blocks]
+        return self._head.begin(rows, drafts)
 
     def _step(
         self,
@@ -154,9 +155,10 @@ class Learner:
         if not batches:
             return
         for batch, proximal_N in batches:
-            hiddens = self._accumulate(batch, proximal_N, tally)
+            states = self._accumulate(batch, proximal_N, tally)
             if head_gradient is not None:
-                head_gradient.add(batch.padded, hiddens)
+                for rows, hiddens in states.hiddens():
+                    head_gradient.add(rows, hiddens)
         lr = learning_rate(self.version, self._num_updates, self.config.optimiser)
         if not math.isfinite(tally.loss):
             raise UserError(_diverged("loss", self.version))
@@ -165,13 +167,14 @@ class Learner:
             raise UserError(_diverged("gradient", self.version))
         tally.stepped(norm, lr)
 
-    def _accumulate(self, batch: LearnBatch, proximal_N: Tensor | None, tally: UpdateTally) -> Hiddens:
+    def _accumulate(self, batch: LearnBatch, proximal_N: Tensor | None, tally: UpdateTally) -> States:
         """Add a micro-batch's share to the gradient of the update's weighted mean; the backbone's states on it."""
         with self._computing():
-            scored = score(self.policy, batch.padded, self._sampling)
-        before_N = scored.logprobs_N.detach() if proximal_N is None else proximal_N
+            states = run_layout(self.policy, batch.layout)
+            current_N = self._logprobs(batch, states)
+        before_N = current_N.detach() if proximal_N is None else proximal_N
         logprobs = TokenLogProbs(
-            current_N=scored.logprobs_N,
+            current_N=current_N,
             proximal_N=before_N if self.config.clip_against == "proximal" else batch.behaviour_N,
             behaviour_N=batch.behaviour_N,
             reference_N=self._reference_logprobs(batch),
@@ -180,14 +183,18 @@ class Learner:
         loss = policy_loss(logprobs, batch.advantages_N, self.config.clip)
         (loss.loss_N * batch.weights_N).sum().backward()
         tally.add(batch, loss, before_N)
-        return scored.hiddens
+        return states
+
+    def _logprobs(self, batch: LearnBatch, states: States, policy: Policy | None = None) -> Tensor:
+        """Of the written tokens, under the rollouts' sampling distribution."""
+        return token_logprobs(policy or self.policy, states.before_NH, batch.layout.written_N, self._sampling)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: LearnBatch) -> Tensor | None:
         if self._reference is None:
             return None
         with self._computing():
-            return score(self._reference, batch.padded, self._sampling).logprobs_N
+            return self._logprobs(batch, run_layout(self._reference, batch.layout), self._reference)
 
     def _computing(self) -> torch.autocast:
         """Matrix products in the format that the policy came in; the weights themselves are float32."""

@@ -1,11 +1,9 @@
 """The policy's log-probabilities of tokens that were sampled, under the distribution they were sampled from.
 
-Shapes: B rollouts, T tokens, N tokens that the policy wrote, H hidden size, V vocabulary.
+Shapes: N tokens that the policy wrote, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,33 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bebop.core.sampling import Sampling, log_distribution
 from bebop.models.policy import Policy
-from bebop.training.hidden import Hiddens
-from bebop.training.transcripts import TokenBatch
 
 LOGITS_BYTES = 256 * 2**20
 """Bound on the logits of one tile."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """One forward of the policy over a micro-batch."""
-
-    logprobs_N: Tensor
-    """float32, nats; -inf outside a truncated support."""
-    hiddens: Hiddens
-    """Attached to the graph."""
-
-
-def score(policy: Policy, batch: TokenBatch, sampling: Sampling) -> Scored:
-    """Run the backbone; logits exist for the tokens that the policy wrote alone."""
-    state = policy.run_backbone(batch.tokens_BT)
-    is_wanted_BT = batch.is_target_BT[:, 1:]
-    return Scored(
-        logprobs_N=token_logprobs(
-            policy, state.hidden_BTH[:, :-1][is_wanted_BT], batch.tokens_BT[:, 1:][is_wanted_BT], sampling
-        ),
-        hiddens=Hiddens(draft_input_BTH=state.draft_input_BTH, target_BTH=state.hidden_BTH),
-    )
 
 
 def token_logprobs(

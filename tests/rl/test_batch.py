@@ -16,40 +16,45 @@ def groups():
     return sampled_groups(small_policy(), [[0, 1, 0, 1], [0.5, 0, 1, 0], [0, 0, 0, 1]], version=3)
 
 
-def test_batches_hold_what_was_sampled_in_any_cut(groups):
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_batches_hold_what_was_sampled_in_any_cut(groups, budget):
     traces = weighed([one for group in groups for one in traces_of(group)], "token")
-    for budget in (1, 30, 10_000):
-        batches = learn_batches(traces, budget)
-        seen = []
-        for batch in batches:
-            tokens_BT, is_target_BT = batch.padded.tokens_BT, batch.padded.is_target_BT
-            assert tokens_BT.numel() <= max(budget, tokens_BT.shape[1])
-            assert torch.equal(batch.rollout_N, is_target_BT.nonzero()[:, 0])
-            assert (batch.versions_N == 3).all()
-            for row in range(len(tokens_BT)):
-                mine_N = batch.rollout_N == row
-                seen.append((tokens_BT[row][is_target_BT[row]].tolist(), batch.behaviour_N[mine_N].tolist()))
-                assert len(set(batch.advantages_N[mine_N].tolist())) == 1
-        assert sum(batch.weights_N.sum().item() for batch in batches) == pytest.approx(1)
-        expected = [
-            (list(turn.completion.tokens), pytest.approx(list(turn.completion.logprobs)))
-            for group in groups
-            for one in group.rollouts
-            for turn in one.turns
-        ]
-        # Equal attempts have equal log-probs, so tokens suffice as the order.
-        assert sorted(seen, key=lambda pair: pair[0]) == sorted(expected, key=lambda pair: pair[0])
+    batches = learn_batches(traces, budget)
+    seen = []
+    for batch in batches:
+        layout = batch.layout
+        num_rollouts = sum(len(block.rows.tokens_BT) for block in layout.blocks)
+        assert len(layout.tokens_U) <= budget or num_rollouts == 1
+        assert (batch.versions_N == 3).all()
+        rows = [row[is_target] for block in layout.blocks for row, is_target in rows_of(block)]
+        assert torch.equal(torch.cat(rows), layout.written_N)
+        for number, row in enumerate(rows):
+            mine_N = batch.rollout_N == number
+            seen.append((row.tolist(), batch.behaviour_N[mine_N].tolist()))
+            assert layout.written_N[mine_N].tolist() == row.tolist()
+            assert len(set(batch.advantages_N[mine_N].tolist())) == 1
+    assert sum(batch.weights_N.sum().item() for batch in batches) == pytest.approx(1)
+    turns = [turn.completion for group in groups for one in group.rollouts for turn in one.turns]
+    expected = [(list(one.tokens), pytest.approx(list(one.logprobs), rel=1e-6)) for one in turns]
+    # Equal attempts have equal log-probs, so tokens suffice as the order.
+    assert sorted(seen, key=lambda pair: pair[0]) == sorted(expected, key=lambda pair: pair[0])
+
+
+def rows_of(block):
+    return zip(block.rows.tokens_BT, block.rows.is_target_BT, strict=True)
 
 
 def test_later_turns_are_learned_and_what_the_environment_said_is_not(groups):
     turns = [group.rollouts[0].turns[0] for group in groups[:2]]
     both = rollout(0, turns[0].given_tokens, [one.completion for one in turns], 1.0)
     (batch,) = learn_batches(traces_of(dataclasses.replace(groups[0], rollouts=(both,))), 1000)
-    written = [token for one in turns for token in one.completion.tokens]
-    assert batch.padded.tokens_BT[batch.padded.is_target_BT].tolist() == written
+    assert batch.layout.written_N.tolist() == [token for one in turns for token in one.completion.tokens]
     assert batch.behaviour_N.tolist() == pytest.approx(
         [value for one in turns for value in one.completion.logprobs], rel=1e-6
     )
+    # The environment's one token between the turns is not written, and it predicts the second turn's first.
+    num_first = len(turns[0].completion.tokens)
+    assert batch.layout.tokens_U[batch.layout.before_N[num_first]] == 1
 
 
 def test_weights_are_a_mean_over_tokens_or_over_rollouts(groups):

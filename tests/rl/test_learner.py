@@ -15,7 +15,8 @@ from bebop.errors import UserError
 from bebop.rl.batch import learn_batches, trace_of
 from bebop.rl.learner import Learner
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
-from bebop.rl.logprobs import score, token_logprobs
+from bebop.rl.logprobs import token_logprobs
+from bebop.rl.prompt_sharing import run_layout
 from bebop.training.checkpoint import load_latest, save_checkpoint
 from bebop.training.optimiser import OptimiserConfig, update
 from tests.rl.rollouts import changed, sampled_groups, small_policy
@@ -152,7 +153,8 @@ def test_rewarded_attempts_become_likelier():
 
 def learner_logprobs(policy, one, sampling):
     (batch,) = learn_batches([trace_of(one, 1.0)], 10_000)
-    return score(policy, batch.padded, sampling).logprobs_N
+    states = run_layout(policy, batch.layout)
+    return token_logprobs(policy, states.before_NH, batch.layout.written_N, sampling)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,8 @@ def test_a_kl_costs_nothing_at_the_start_and_pulls_back_later(monkeypatch):
     held, report = gradient_of(monkeypatch, small_policy(), groups, kl_weight=10.0)
     assert_close(held, plain)
     assert report.metrics["grpo/kl"].value == pytest.approx(0, abs=1e-9)
+    # A KL has a gradient where an advantage has none.
+    assert report.metrics["grpo/kl"].count == sum(one.num_model_tokens for group in groups for one in group.rollouts)
     monkeypatch.undo()
     drifts = []
     for weight in (0.0, 5.0):
