@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -115,9 +116,8 @@ def check_output(path: Path) -> None:
         raise UserError(f"output {path} is there and no checkpoint; name another output=DIRECTORY or delete it")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        probe = path.absolute().parent / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
+        # Without a name: the processes of one run look at once.
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise UserError(f"output {path} cannot be written ({error.strerror}); name another output=DIRECTORY") from error
 

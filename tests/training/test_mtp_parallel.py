@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -90,6 +91,9 @@ def in_forks(num_processes, place, settings, last_step=None):
                 code = 0
             except Stopped:
                 code = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 os._exit(code)
         children.append(child)
