@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from bebop.engines.base import Completion, Engine, Request
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.engines.vllm import VllmEngine, VllmOptions
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.rl.config import MTPConfig, RolloutConfig
+from bebop.rl.contract import held_digests
+
+_RECORDED_VOCABULARY = 8192
+"""Up to this vocabulary vLLM is asked for whole distributions, which entropies come from."""
+
+
+@runtime_checkable
+class HoldsCopies(Protocol):
+    """An engine with weights of its own, which reads back what they are."""
+
+    def held_digests(self) -> dict[str, dict[str, str]]: ...
 
 
 def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engine:
-    """The engine that ``rollout.engine`` names, drafting as ``mtp`` says. It samples with the policy's own modules."""
-    if rollout.engine != "embedded":
-        raise UserError(f"rollout.engine={rollout.engine} cannot be used by train-rl yet; set rollout.engine=embedded")
+    """The engine that ``rollout.engine`` names, drafting as ``mtp`` says.
+
+    The embedded one samples with the policy's own modules, vLLM with those it loads from the policy's directory.
+    """
     k = 0 if mtp.mode == "none" else mtp.k
-    return EmbeddedEngine(policy, EmbeddedOptions(rule=mtp.rule, num_draft_tokens=k, max_rows=rollout.rows))
+    if rollout.engine == "embedded":
+        options = EmbeddedOptions(
+            rule=mtp.rule, num_draft_tokens=k, max_rows=rollout.rows, recompute_cache=rollout.recompute_cache
+        )
+        return EmbeddedEngine(policy, options)
+    if k == "auto":
+        raise UserError("mtp.k=auto is the embedded engine's; give a number of draft tokens with rollout.engine=vllm")
+    assert policy.source is not None, "a worker loads its policy from a directory"
+    options = VllmOptions(
+        rule=mtp.rule,
+        num_draft_tokens=k,
+        max_rows=rollout.rows,
+        dtype=str(policy.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        record_distribution=policy.config.vocab_size <= _RECORDED_VOCABULARY,
+    )
+    return VllmEngine(policy.source, options)
 
 
 class TimedEngine:
@@ -53,6 +82,10 @@ class TimedEngine:
 
     def load_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         self._engine.load_weights(version, tensors)
+
+    def held_digests(self, policy: Policy) -> dict[str, dict[str, str]]:
+        """``contract.held_digests`` of what the engine samples with: its own weights, or the policy's modules."""
+        return self._engine.held_digests() if isinstance(self._engine, HoldsCopies) else held_digests(policy)
 
     def close(self) -> None:
         self._engine.close()

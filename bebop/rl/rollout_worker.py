@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from bebop.errors import UserError
 from bebop.models.devices import chosen_device, chosen_dtype
 from bebop.models.policy import Policy, load_policy
-from bebop.rl.contract import held_digests
 from bebop.rl.engines import TimedEngine, open_engine
 from bebop.rl.jobs import Job, load_tasks
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
@@ -49,7 +48,7 @@ class RolloutWorker:
         return self.loaded()
 
     def loaded(self) -> Loaded:
-        return Loaded(version=self.version, held=held_digests(self._policy))
+        return Loaded(version=self.version, held=self._engine.held_digests(self._policy))
 
     def play(self, jobs: Iterable[Job | None]) -> Iterator[Finished]:
         """Episodes as they end; None among the jobs says that none waits. Ends when everything taken is played."""

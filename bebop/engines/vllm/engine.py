@@ -19,15 +19,12 @@ from bebop.engines.vllm.environment import load_binding
 from bebop.engines.vllm.options import VllmOptions
 from bebop.engines.vllm.outputs import Piece, completion_of
 from bebop.engines.vllm.progress import Progress
-from bebop.engines.vllm.requests import check_prompt, decoder_of, in_order
+from bebop.engines.vllm.requests import IDLE_SECONDS, check_prompt, decoder_of, in_order
 from bebop.engines.vllm.sampling import sampling_parameters
 from bebop.engines.vllm.weights import WeightNames
 from bebop.errors import UserError
 from bebop.models.fingerprint import Fingerprint
 from bebop.models.spec import read_spec
-
-IDLE_SECONDS = 0.001
-"""Pause between two looks at a source that has no request ready."""
 
 
 class VllmEngine:
@@ -106,6 +103,10 @@ class VllmEngine:
         UserError where vLLM's draft model computes with another embedding or lm_head than its target.
         """
         return self._names.fingerprint(self._vllm.digests())
+
+    def held_digests(self) -> dict[str, dict[str, str]]:
+        """sha256 of every tensor that drafting needs, read back from vLLM: group (head, embedding, lm_head) -> name."""
+        return self._names.held(self._vllm.digests())
 
     def drafts(self) -> DraftStats:
         """Sums over everything since the engine was opened, from vLLM's own counters."""

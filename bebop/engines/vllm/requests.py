@@ -10,6 +10,9 @@ from bebop.errors import UserError
 from bebop.models.loading import load_tokenizer
 from bebop.models.spec import PolicySpec
 
+IDLE_SECONDS = 0.001
+"""Pause between two looks at a source that has no request ready."""
+
 Stream = Callable[[Iterable[Request | None]], Iterator[Completion]]
 
 

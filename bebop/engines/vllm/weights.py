@@ -52,9 +52,12 @@ class WeightNames:
             draft=dict(_stored(head, self._head, head_tensors)) if head else {},
         )
 
-    def fingerprint(self, digests: Mapping[str, Mapping[str, str]]) -> Fingerprint:
-        """Digests by vLLM's names, as a policy's fingerprint. UserError where vLLM's draft model has an embedding or
-        lm_head of its own that differs from the target's: drafts would come from stale weights."""
+    def groups(self, digests: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+        """Digests by group (head, where there is one, embedding, lm_head, backbone) and by our names in it.
+
+        UserError where vLLM's draft model has an embedding or lm_head of its own that differs from the target's: drafts
+        would come from stale weights.
+        """
         backbone = {_target_name(name): digest for name, digest in digests["target"].items()}
         embedding = backbone.pop(EMBEDDING)
         lm_head = backbone.pop(LM_HEAD, embedding)
@@ -64,14 +67,19 @@ class WeightNames:
                 raise UserError(
                     f"vLLM's draft model holds a {name} that differs from the target's; open the engine anew"
                 )
-        return Fingerprint(
-            head=group_digest({self._head_parameter(name): digest for name, digest in draft.items()})
-            if draft
-            else None,
-            embedding=group_digest({"weight": embedding}),
-            lm_head=group_digest({"weight": lm_head}),
-            backbone=group_digest(backbone),
-        )
+        head = {self._head_parameter(name): digest for name, digest in draft.items()}
+        groups = {"embedding": {"weight": embedding}, "lm_head": {"weight": lm_head}, "backbone": backbone}
+        return {"head": head, **groups} if head else groups
+
+    def fingerprint(self, digests: Mapping[str, Mapping[str, str]]) -> Fingerprint:
+        """The same as a policy's fingerprint."""
+        found = {name: group_digest(one) for name, one in self.groups(digests).items()}
+        return Fingerprint(**{"head": None, **found})
+
+    def held(self, digests: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+        """Of the groups, those that drafting needs."""
+        groups = self.groups(digests)
+        return {name: groups[name] for name in ("head", "embedding", "lm_head") if name in groups}
 
     def _head_parameter(self, name: str) -> str:
         """Our name of a tensor of vLLM's draft model."""
