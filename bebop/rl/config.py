@@ -64,6 +64,8 @@ class RolloutConfig(ConfigModel):
     dtype: str = "auto"
     """float32, bfloat16, or auto: what the device multiplies fastest."""
     device: str = "auto"
+    recompute_cache: bool = True
+    """New weights run the contexts of episodes in progress again; False keeps the keys that older weights made."""
     stall_seconds: float = Field(default=600, gt=0)
     """A worker that has work and says nothing for so long is replaced."""
     max_restarts: int = Field(default=3, ge=0)

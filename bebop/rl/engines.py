@@ -35,10 +35,10 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engin
     """
     k = 0 if mtp.mode == "none" else mtp.k
     if rollout.engine == "embedded":
-        options = EmbeddedOptions(
+        embedded = EmbeddedOptions(
             rule=mtp.rule, num_draft_tokens=k, max_rows=rollout.rows, recompute_cache=rollout.recompute_cache
         )
-        return EmbeddedEngine(policy, options)
+        return EmbeddedEngine(policy, embedded)
     if k == "auto":
         raise UserError("mtp.k=auto is the embedded engine's; give a number of draft tokens with rollout.engine=vllm")
     assert policy.source is not None, "a worker loads its policy from a directory"
