@@ -136,7 +136,7 @@ class Learner:
         if first:
             return [None] * len(batches)
         with self._computing():
-            return [self._logprobs(one, run_layout(self.policy, one.layout)) for one in batches]
+            return [self._logprobs(one, self._run(one)) for one in batches]
 
     def _begin_head(self, groups: Sequence[Group], minibatches: Sequence[Sequence[LearnBatch]]) -> HeadGradient | None:
         if self._head is None:
@@ -170,7 +170,7 @@ class Learner:
     def _accumulate(self, batch: LearnBatch, proximal_N: Tensor | None, tally: UpdateTally) -> States:
         """Add a micro-batch's share to the gradient of the update's weighted mean; the backbone's states on it."""
         with self._computing():
-            states = run_layout(self.policy, batch.layout)
+            states = self._run(batch)
             current_N = self._logprobs(batch, states)
         before_N = current_N.detach() if proximal_N is None else proximal_N
         logprobs = TokenLogProbs(
@@ -185,6 +185,9 @@ class Learner:
         tally.add(batch, loss, before_N)
         return states
 
+    def _run(self, batch: LearnBatch, policy: Policy | None = None) -> States:
+        return run_layout(policy or self.policy, batch.layout, share=self.config.share_prompts)
+
     def _logprobs(self, batch: LearnBatch, states: States, policy: Policy | None = None) -> Tensor:
         """Of the written tokens, under the rollouts' sampling distribution."""
         return token_logprobs(policy or self.policy, states.before_NH, batch.layout.written_N, self._sampling)
@@ -194,7 +197,7 @@ class Learner:
         if self._reference is None:
             return None
         with self._computing():
-            return self._logprobs(batch, run_layout(self._reference, batch.layout), self._reference)
+            return self._logprobs(batch, self._run(batch, self._reference), self._reference)
 
     def _computing(self) -> torch.autocast:
         """Matrix products in the format that the policy came in; the weights themselves are float32."""

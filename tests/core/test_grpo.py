@@ -90,6 +90,10 @@ def test_the_gradient_is_the_weighted_ratio_or_nothing():
 def test_on_policy_the_gradient_is_reinforces():
     current_N = logs(0.9, 0.2, 0.01)
     assert gradient_of(current_N, current_N, current_N, [1.5, -0.5, 2.0]).tolist() == [-1.5, 0.5, -2.0]
+    # Also where proximal is the very tensor that is trained.
+    leaf_N = current_N.clone().requires_grad_()
+    loss_of(leaf_N, leaf_N, current_N, [1.5, -0.5, 2.0]).loss_N.sum().backward()
+    assert leaf_N.grad.tolist() == [-1.5, 0.5, -2.0]
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
