@@ -25,6 +25,8 @@ from bebop.report.analysis import (
 from bebop.report.runlog import EntropyBins, Series, common_steps
 
 MIN_STEPS = 4
+TELLING_STEPS = 10
+"""With fewer, a slope over steps is drawn but is no finding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

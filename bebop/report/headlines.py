@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bebop.report.analysis import Estimate, pooled
-from bebop.report.analysis_entropy import fit_steps
+from bebop.report.analysis_entropy import TELLING_STEPS, fit_steps
 from bebop.report.analysis_time import break_even, speed_up, step_time
 from bebop.report.comparison import Arm, Comparison
 from bebop.report.runlog import RunLog
@@ -115,10 +116,12 @@ def length_number(arm: Arm) -> Number | None:
 
 
 def slope_number(arm: Arm) -> Number | None:
-    """Accept length per nat over steps."""
+    """Accept length per nat over steps; few steps give no slope worth a headline."""
     nats, length = arm.run.series("entropy"), arm.run.series("mtp/accept_length")
     fit = fit_steps(nats, length) if nats and length and arm.run.is_speculating else None
-    return number("slope on entropy", fit.block_slope, signed(2), "accept length per nat, over steps") if fit else None
+    if fit is None or fit.line.num_points < TELLING_STEPS:
+        return None
+    return number("slope on entropy", fit.block_slope, signed(2), "accept length per nat, over steps")
 
 
 def reward_number(arm: Arm) -> Number | None:
@@ -147,7 +150,7 @@ def break_even_number(comparison: Comparison, arm: Arm) -> Number | None:
     cost = f"steps until the head's training ({seconds(heads[0].seconds)}) is won back"
     if steps is None:
         return Number(label="head paid for after", text="never", explained="its steps are not faster")
-    text = steps_count(steps.value)
+    text = steps_count(steps.value) if steps.high < math.inf else "not clear yet"
     return Number(label="head paid for after", text=text, interval=bracketed(steps, count), explained=cost)
 
 
@@ -163,6 +166,8 @@ def verdict(comparison: Comparison) -> str:
     arm, best = max(known, key=lambda pair: pair[1].value)
     series = arm.run.series("mtp/accept_length")
     length = f", {series.pooled:.2f} tokens out of every round" if series is not None else ""
+    if best.low <= 1 <= best.high:
+        return f"Steps of {arm.name} and of {base.name} cannot be told apart: {within(best, times)}{length}."
     if best.value <= 1:
         return f"No run is faster than {base.name}; the closest is {arm.name} at {within(best, times)}{length}."
     percent_less = percent(0)(1 - 1 / best.value)

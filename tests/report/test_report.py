@@ -205,6 +205,21 @@ def test_a_slower_run_is_called_slower(tmp_path: Path) -> None:
     assert findings.cards[1].numbers[-1].text == "never"
 
 
+def test_runs_that_cannot_be_told_apart_are_called_so(tmp_path: Path) -> None:
+    same = replace(FROZEN, step_seconds=BASELINE.step_seconds, generation_seconds=BASELINE.generation_seconds, steps=12)
+    paths = [write_rl_run(tmp_path, run) for run in (replace(BASELINE, steps=12), same)]
+    findings = write_report([*paths, write_head_run(tmp_path)], tmp_path / "report.html")
+    assert findings.verdict.startswith("Steps of frozen-e2e_tv and of no-mtp cannot be told apart: ")
+    told = {number.label: number.text for number in findings.cards[1].numbers}
+    assert told["head paid for after"] in ("not clear yet", "never")
+
+
+def test_few_steps_make_no_headline_of_a_slope(tmp_path: Path) -> None:
+    findings = write_report([write_rl_run(tmp_path, replace(FROZEN, steps=9))], tmp_path / "report.html")
+    assert "slope on entropy" not in [number.label for number in findings.cards[0].numbers]
+    assert "Over tokens, one nat more changes the acceptance by" in outline(tmp_path / "report.html").text
+
+
 def test_heads_and_evaluations_alone(tmp_path: Path) -> None:
     paths = [write_head_run(tmp_path), write_evaluation(tmp_path, "ce", {"rejection": 0.8})]
     write_report(paths, tmp_path / "report.html")

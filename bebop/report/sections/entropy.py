@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bebop.report.analysis import Line
-from bebop.report.analysis_entropy import BinFit, StepFit, fit_bins, fit_steps
+from bebop.report.analysis_entropy import TELLING_STEPS, BinFit, StepFit, fit_bins, fit_steps
 from bebop.report.charts import Axis, Chart, Trace
 from bebop.report.comparison import Arm, Comparison
 from bebop.report.section import Cell, Missing, Section, Table
@@ -49,7 +49,8 @@ def step_fit(arm: Arm) -> StepFit | None:
 
 def lead(step_fits: list[tuple[Arm, StepFit]], bin_fits: list[tuple[Arm, BinFit]]) -> str:
     start = "Acceptance falls with the policy's entropy; how steeply depends on the verification rule and on the head. "
-    if step_fits:
+    telling = [fit for _, fit in step_fits if fit.line.num_points >= TELLING_STEPS]
+    if telling or not bin_fits:
         slopes = [f"{arm.name} {within(fit.block_slope, signed(2))}" for arm, fit in step_fits]
         return f"{start}Over steps, one nat more changes the accept length by: {listed(slopes)}."
     slopes = [f"{arm.name} {within(fit.line.slope, signed(3))}" for arm, fit in bin_fits]

@@ -8,7 +8,7 @@ from bebop.report.analysis import Estimate, difference, pooled, wilson
 from bebop.report.analysis_time import STEP
 from bebop.report.charts import Axis, Chart, Trace, smoothed
 from bebop.report.comparison import Arm, Comparison
-from bebop.report.runlog import RunLog, Series
+from bebop.report.runlog import RunLog, Series, common_steps
 from bebop.report.section import Cell, Missing, Section, Table
 from bebop.report.wording import DASH, listed, plain, signed, within
 
@@ -25,18 +25,22 @@ def learning(comparison: Comparison) -> Section | Missing:
     ]
     if not any(charts):
         return Missing(title="Reward", reason="no run logged reward or heldout_reward.")
-    rows = [reward_row(arm) for arm in comparison.arms]
+    rows = [reward_row(arm, comparison.baseline) for arm in comparison.arms]
+    columns = (
+        "run",
+        "held-out, first",
+        "held-out, last",
+        "change",
+        "last, against the baseline",
+        "training, last fifth",
+    )
     return Section(
         id="reward",
         title="Reward",
         short="Reward",
         lead=reward_lead(comparison),
         charts=tuple(filter(None, charts)),
-        tables=(
-            Table(
-                columns=("run", "held-out, first", "held-out, last", "change", "training, last fifth"), rows=tuple(rows)
-            ),
-        ),
+        tables=(Table(columns=columns, rows=tuple(rows)),),
         notes=(
             "Training rewards are running means over the step's rollouts (dots: single steps). Held-out intervals are "
             "Wilson's, which are exact for rewards of 0 and 1 and too wide for others.",
@@ -153,7 +157,18 @@ def heldout_change(run: RunLog) -> Estimate | None:
     return difference(found[-1], found[0])
 
 
-def reward_row(arm: Arm) -> tuple[Cell, ...]:
+def against(run: RunLog, baseline: RunLog | None) -> Estimate | None:
+    """Last evaluation minus the baseline's at the same step; None for the baseline itself, or without such a step."""
+    own, other = run.series(HELDOUT), baseline.series(HELDOUT) if baseline else None
+    if own is None or other is None or run is baseline:
+        return None
+    steps = common_steps(own, other)
+    if len(steps) == 0:
+        return None
+    return difference(evaluations(own.only(steps[-1:]))[0], evaluations(other.only(steps[-1:]))[0])
+
+
+def reward_row(arm: Arm, baseline: RunLog | None) -> tuple[Cell, ...]:
     heldout, train = arm.run.series(HELDOUT), arm.run.series(TRAIN)
     found = evaluations(heldout) if heldout else []
     last = train.only(train.steps_T[-max(1, len(train) // 5) :]) if train else None
@@ -162,5 +177,6 @@ def reward_row(arm: Arm) -> tuple[Cell, ...]:
         Cell.of(found[0], plain(3)) if found else Cell(text=DASH),
         Cell.of(found[-1], plain(3)) if found else Cell(text=DASH),
         Cell.of(heldout_change(arm.run), signed(3)),
+        Cell.of(against(arm.run, baseline), signed(3)),
         Cell.of(pooled(last.totals_T, last.counts_T), plain(3)) if last else Cell(text=DASH),
     )

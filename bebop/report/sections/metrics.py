@@ -39,6 +39,7 @@ MEANINGS = (
     (r"grpo/loss", "policy loss, mean per token"),
     (r"grpo/clipped", "share of tokens whose ratio was clipped"),
     (r"grpo/kl", "KL to the reference policy, nats per token"),
+    (r"grpo/outside_support", "share of tokens that the learner's truncated law cannot emit"),
     (r"groups/used", "groups that the update learned from"),
     (r"groups/zero_variance", "groups left out, all of whose rewards were equal"),
     (r"time/step", "seconds of a step"),
@@ -47,6 +48,7 @@ MEANINGS = (
     (r"time/scoring", "seconds of grading"),
     (r"time/training", "seconds of the update"),
     (r"time/publication", "seconds of handing the new weights over"),
+    (r"time/checkpoint", "seconds of saving a checkpoint"),
     (r"time/tokens_per_second", "tokens per second"),
     (r"generation_share", "share of the step spent generating"),
 )
