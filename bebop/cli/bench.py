@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bebop.bench.decode import DecodeBench, DraftLength, bench_decode, task_prompts
+from bebop.bench.learn import LearnBench, bench_learn, played_groups
 from bebop.bench.loss import LossBench, bench_loss
+from bebop.cli.bench_engines import compare_engines, engine_bench, engines_table
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.progress import progress
 from bebop.core.objectives import OBJECTIVES
@@ -25,7 +27,9 @@ from bebop.errors import UserError
 from bebop.files import atomic_write
 from bebop.models.policy import load_policy
 
-bench_app = typer.Typer(name="bench", help="Time decoding and the head's loss on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    name="bench", help="Time decoding, learning and the head's loss on this machine.", no_args_is_help=True
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, or with FILE write it there too.")]
 FileArgument = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where --json writes.", show_default=False)]
@@ -47,6 +51,7 @@ def decode(
     repetitions: Annotated[int, typer.Option(help="Times that every arm runs; figures are medians.")] = 5,
     generate: Annotated[bool, typer.Option(help="Time transformers' generate, too.")] = True,
     lean: Annotated[bool, typer.Option(help="Use the engine's lean layers where there are any.")] = True,
+    engine: Annotated[str, typer.Option(help="embedded, or embedded,vllm: the two side by side.")] = "embedded",
     device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
@@ -55,6 +60,7 @@ def decode(
     """Time draft lengths against decoding without drafts, and that against transformers' generate.
 
     Arms take turns within each repetition, and ratios are taken within one. Run it on a machine that does nothing else.
+    With --engine embedded,vllm the arms are the two engines, each with every draft length.
 
     Example: bebop bench decode --policy tiny --batch 1,4,8 --k 0,3,auto --json decode.json
     """
@@ -71,6 +77,9 @@ def decode(
     rule_named(rule)
     if threads is not None:
         torch.set_num_threads(threads)
+    if engine != "embedded":
+        result = compare_engines(policy, task, engine_bench(engine, bench), dtype, ticks)
+        return show(result, engines_table(result), file, as_json=as_json)
     on = chosen_device(device)
     loaded = load_policy(policy, dtype=chosen_dtype(dtype, on), device=on)
     prompts = task_prompts(loaded, task, max(bench.batches))
@@ -116,6 +125,41 @@ def loss(
     with ticks("bench loss", num_candidates + rounds) as tick:
         result = bench_loss(bench, tick)
     show(result, loss_table(result), file, as_json=as_json)
+
+
+@bench_app.command()
+def learn(
+    file: FileArgument = None,
+    policy: Annotated[str, typer.Option(help="Name or directory of a policy.")] = "tiny",
+    tasks: Annotated[str, typer.Option(help="Tasks that are played, with commas.")] = "math,code,agent",
+    groups: Annotated[int, typer.Option(help="Problems per update.")] = 12,
+    group_size: Annotated[int, typer.Option(help="Attempts at each.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Of a micro-batch.")] = 4096,
+    repetitions: Annotated[int, typer.Option(help="Times that either arm runs; figures are medians.")] = 5,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time an update of GRPO, with prompts run once per problem against once per attempt.
+
+    Example: bebop bench learn --threads 1 --json learn.json
+    """
+    bench = LearnBench(
+        tasks=tuple(tasks.split(",")),
+        groups=groups,
+        group_size=group_size,
+        micro_batch_tokens=tokens,
+        repetitions=repetitions,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    on = chosen_device(device)
+    loaded = load_policy(policy, dtype=chosen_dtype(dtype, on), device=on)
+    played = played_groups(loaded, bench)
+    with ticks("bench learn", repetitions + 1) as tick:
+        result = bench_learn(loaded, played, bench, tick)
+    show(result, learn_table(result), file, as_json=as_json)
 
 
 @contextmanager
@@ -165,6 +209,17 @@ def loss_table(result: dict[str, Any]) -> Table:
     for label, seconds in result["seconds"].items():
         spread = f"{seconds['min']:.3f} to {seconds['max']:.3f}"
         grid.add_row(label, f"{seconds['median']:.3f}", spread, f"{result['peak_bytes'][label] / 2**20:.0f}")
+    return grid
+
+
+def learn_table(result: dict[str, Any]) -> Table:
+    """One line per arm."""
+    ratio = result["speed_over_whole"]
+    caption = f"shared over whole: {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    grid = Table("prompts", "median s", "least to most", "tokens/s", caption=caption)
+    for label, seconds in result["seconds"].items():
+        between = f"{seconds['min']:.3f} to {seconds['max']:.3f}"
+        grid.add_row(label, f"{seconds['median']:.3f}", between, f"{result['tokens'] / seconds['median']:.0f}")
     return grid
 
 
