@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from tokenizers import Tokenizer, decoders
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import (
@@ -40,6 +40,9 @@ _LOGIT_SPREAD = 1.3
 """Standard deviation of the target's logits at temperature 1."""
 _EAGLE_SCALE = 2.0
 """About the RMS of the stream before the final norm: an EAGLE head has no norm of its own to bring it down."""
+_WRITERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
+_EARLY_SHARE = 0.3
+"""What layers before the last add to the stream, which a head made of the last one alone cannot know."""
 _SIZES = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -117,6 +120,7 @@ def write_policy(recipe: PolicyRecipe, directory: Path) -> Policy:
 def letter_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Token i is the i-th letter, and text is letters without spaces."""
     tokenizer = Tokenizer(WordLevel({LETTERS[i]: i for i in range(vocabulary)}, unk_token=LETTERS[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
@@ -151,6 +155,10 @@ def _randomise(backbone: PreTrainedModel, recipe: PolicyRecipe) -> None:
             parameter.normal_(std=_MATRIX_GAIN / parameter[0].numel() ** 0.5)
         elif name.endswith("bias") and "dt_bias" not in name:
             parameter.normal_(std=0.3)
+    for layer in list(backbone.get_decoder().get_submodule("layers").children())[:-1]:
+        for name, parameter in layer.named_parameters():
+            if name.endswith(_WRITERS):
+                parameter.mul_(_EARLY_SHARE)
     embedding_VH = backbone.get_input_embeddings().weight
     assert isinstance(embedding_VH, Tensor)
     embedding_VH.normal_()
