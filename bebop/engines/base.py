@@ -50,8 +50,8 @@ class Request:
     seed give equal tokens. ``num_draft_tokens=None`` takes the engine's setting. Stop tokens and stop strings stay in
     the completion: it ends with the token that completed them.
 
-    Turns of a conversation can share work: with ``keep_cache`` the engine may keep what it holds of prompt and completion
-    when the latter ends, and a request that ``continues`` it (by its id) starts from there if its prompt begins with
+    Turns of a conversation can share work: with ``keep_cache`` the engine may keep what it holds of prompt and
+    completion when the latter ends, and a request that ``continues`` it (by its id) starts there if its prompt begins with
     those tokens and nothing has displaced them. Neither changes a token; an engine is free to ignore both.
     """
 
