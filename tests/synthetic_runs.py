@@ -18,7 +18,7 @@ from bebop.runs import Provenance
 EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.4, 2.0, math.inf)
 TASKS = ("math", "code", "agent")
 START = datetime(2026, 11, 1, 9, 0, tzinfo=UTC).timestamp()
-NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'x' %{y} <b>bold</b>\n"
+NASTY = "</script x></script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'x' %{y} <b>bold</b>\n"
 TEXTS = ("The", " answer", " is", " 12", ".", "\n", " so", " we", " add", " 7", " =", " 19", "<|end|>")
 
 

@@ -47,7 +47,10 @@ FRAMEWORKS = {"vllm", "ray", "wandb", "tensorboard", "trackio"}
 # Modules whose imports are named at run time.
 DYNAMIC_IMPORTS = {"dashboards.py", "cli/main.py", "models/head.py"}
 # Functions that transformers calls with arguments of its own choosing.
-FOREIGN_SIGNATURES = {("engines/embedded/attention.py", "ragged_attention")}
+FOREIGN_SIGNATURES = {
+    ("rl/prompt_sharing.py", "shared_attention"),
+    ("engines/embedded/attention.py", "ragged_attention"),
+}
 # Runs code written by a model, which may raise anything.
 RUNS_FOREIGN_CODE = {"tasks/sandbox/jail/roles.py"}
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib"}

@@ -53,6 +53,8 @@ def plain_lines(title: str, total: int, console: Console) -> Show:
             return
         last_line = now
         pace = (now - started) / max(1, done - first_done + 1)
-        console.print(f"{title} {done}/{total}  {figures}  {pace * (total - done):.0f} s left", highlight=False)
+        console.print(
+            f"{title} {done}/{total}  {figures}  {pace * (total - done):.0f} s left", highlight=False, soft_wrap=True
+        )
 
     return show

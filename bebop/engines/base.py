@@ -51,8 +51,8 @@ class Request:
     the completion: it ends with the token that completed them.
 
     Turns of a conversation can share work: with ``keep_cache`` the engine may keep what it holds of prompt and
-    completion when the latter ends, and a request that ``continues`` it (by its id) starts there if its prompt begins with
-    those tokens and nothing has displaced them. Neither changes a token; an engine is free to ignore both.
+    completion when the latter ends, and a request that ``continues`` it (by its id) starts there if its prompt begins
+    with those tokens and nothing has displaced them. Neither changes a token; an engine is free to ignore both.
     """
 
     id: str

@@ -39,7 +39,10 @@ class LearnerConfig(ConfigModel):
     minibatches: int = Field(default=1, ge=1)
     """Optimiser steps per update, each on its share of every group; above 1, proximal log-probs cost one forward."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens (with padding) that go through the backbone at once; the gradient does not depend on it."""
+    """Tokens that go through the backbone at once, prompts counted once; the gradient does not depend on it."""
+    share_prompts: bool = True
+    """Attempts at one problem run their prompt through the backbone once. False runs every rollout whole: the slow
+    reference, with the same result, which backbones with recurrent layers use in any case."""
     optimiser: OptimiserConfig = OptimiserConfig(
         lr=1e-4, schedule="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0
     )

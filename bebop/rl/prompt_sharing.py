@@ -204,12 +204,13 @@ def shared_attention(
     key_1GUD: Tensor,
     value_1GUD: Tensor,
     attention_mask: Tensor | None,
-    *,
-    layout: Layout,
-    scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface over distinct tokens: causal attention within every rollout."""
+    """transformers' attention interface over distinct tokens: causal attention within every rollout.
+
+    Of the options, ``layout`` and ``scaling`` matter.
+    """
+    layout: Layout = options["layout"]
     assert attention_mask is None, "a layout says who attends to whom"
     parts = [one[0].transpose(0, 1) for one in (query_1QUD, key_1GUD, value_1GUD)]
     features_UF = torch.cat([one.flatten(1) for one in parts], dim=1)
@@ -226,7 +227,7 @@ def shared_attention(
             key_BGTD,
             value_BGTD,
             is_causal=True,
-            scale=scaling,
+            scale=options.get("scaling"),
             enable_gqa=query_BQTD.shape[1] != key_BGTD.shape[1],
         )
         outputs.append(out_BQTD.transpose(1, 2).flatten(2).flatten(0, 1))

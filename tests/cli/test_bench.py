@@ -37,6 +37,14 @@ def test_losses_are_timed_as_json_on_the_screen(capsys: pytest.CaptureFixture[st
     assert json.loads(out)["seconds"].keys() == {"eager/ce", "eager/e2e_tv", "fused/ce", "fused/e2e_tv"}
 
 
+def test_updates_are_timed_into_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--tasks", "math", "--groups", "1", "--group-size", "2", "--repetitions", "1", "--dtype", "float32")
+    code, out, err = bench(capsys, "learn", *small)
+    assert code == 0
+    assert "shared over whole" in out
+    assert "bench learn 2/2" in err
+
+
 def test_the_table_of_decoding_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     arm = {
         "tokens_per_second": {"median": 98765.4, "min": 91234.5, "max": 99876.5},

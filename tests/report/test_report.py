@@ -149,7 +149,8 @@ def test_nothing_that_a_run_wrote_becomes_markup(tmp_path: Path) -> None:
     write_report([path, plain, evaluation], tmp_path / "report.html", ReportOptions(title=NASTY))
     page = outline(tmp_path / "report.html")
     assert len(page.scripts) == 6
-    assert not [tag for tag, _ in page.tags if tag in ("img", "b") and "onerror" in str(_)]
+    # Browsers end a script at more than what this parser ends it at, so the data hold no such sign at all.
+    assert not set("<>&") & set(next(text for text in page.scripts if text.startswith("{")))
     assert sum(tag == "img" for tag, _ in page.tags) == 0
     assert "onerror=alert(2)" in page.text
     texts = page.data()["transcripts"][0]["episodes"][0]["turns"][0]["texts"]

@@ -67,6 +67,15 @@ def test_the_heads_loss_never_reaches_trunk_embedding_or_lm_head(monkeypatch, ti
     assert report.metrics["grad_norm"] == plain.metrics["grad_norm"]
 
 
+def test_a_head_whose_loss_did_reach_the_embedding_would_be_noticed(monkeypatch):
+    groups = sampled_groups(small_policy(), REWARDS, num_draft_tokens=3)
+    alone, _, _ = gradients(monkeypatch, small_policy(), groups, None)
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss, inputs=None: backward(loss))
+    beside, _, _ = gradients(monkeypatch, small_policy(), groups, OnlineHeadConfig())
+    assert [name for name, one in alone.items() if not torch.equal(beside[name], one)] == ["model.embed_tokens.weight"]
+
+
 def test_the_policys_loss_never_reaches_the_head(monkeypatch):
     groups = sampled_groups(small_policy(), REWARDS, num_draft_tokens=3)
     _, first, _ = gradients(monkeypatch, small_policy(), groups, OnlineHeadConfig())

@@ -43,7 +43,8 @@ def serve_command(
     arguments = engine_arguments(spec, options, runtime)
     server = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"]
     tokenizer = [] if decoder_of(spec) is not None else ["--skip-tokenizer-init"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(spec.directory)]
+    # `vllm serve` asks for a distribution named vllm, which the CPU build is not; the module behind it is the same.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(spec.directory)]
     return [*command, *as_flags(arguments), *server, *tokenizer], environment(options, in_process=False)
 
 
