@@ -48,7 +48,6 @@ FRAMEWORKS = {"vllm", "ray", "wandb", "tensorboard", "trackio"}
 DYNAMIC_IMPORTS = {"dashboards.py", "cli/main.py", "models/head.py"}
 # Functions that transformers calls with arguments of its own choosing.
 FOREIGN_SIGNATURES = {
-    ("rl/prompt_sharing.py", "shared_attention"),
     ("engines/embedded/attention.py", "ragged_attention"),
 }
 # Runs code written by a model, which may raise anything.
