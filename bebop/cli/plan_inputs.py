@@ -78,7 +78,7 @@ def measured_here(name: str, wanted: Wanted) -> Measured:
     if policy.head is None:
         raise UserError(f"the policy {name} has no MTP head to measure; give --acceptance, or train a head first")
     with progress("measuring", num_ticks(wanted)) as show:
-        tick: Callable[[], None] = ticker(show, "of the runs")
+        tick: Callable[[], None] = ticker(show, "repetitions")
         return measure(policy, wanted, lambda _: tick())
 
 
