@@ -84,7 +84,7 @@ def content_policy(scripts: Sequence[str]) -> str:
 def json_block(data: Mapping[str, Any]) -> Markup:
     """JSON that cannot end the script element it stands in, whatever its texts hold."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "<").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def transcripts(runs: Sequence[RunLog]) -> list[dict[str, Any]]:
