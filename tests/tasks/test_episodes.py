@@ -4,13 +4,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from bebop.engines.base import Completion, DraftStats, Request, StopReason, TokenSource
-from bebop.models.policy import load_policy
-from bebop.tasks.base import Message, Outcome, Problem, SingleTurn, Split, Turn
+from bebop.models.tiny import tiny_path
+from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, Turn
 from bebop.tasks.chat import encode, end_of_turn
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
 
-TOKENIZER = load_policy("tiny", head="none").tokenizer
+TOKENIZER: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_path())
 SETTINGS = EpisodeSettings()
 
 
@@ -77,7 +79,7 @@ class Mixed:
     """Problems with even numbers take one turn, the others three."""
 
     name = "mixed"
-    family = "agent"
+    family: Family = "agent"
     gate: threading.Event | None = None
 
     def problem(self, split: Split, index: int) -> Problem:
