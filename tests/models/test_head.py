@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_heads import Sizes, Weights, below, eagle_head, mimo_head, qwen_head
+from reference_heads import Sizes, Weights, below, eagle_head, mimo_head, qwen_head, rms
 from tiny_models import HIDDEN, VOCAB, load_tensors, make_policy
 from torch import Tensor
 from transformers import DynamicCache
@@ -84,6 +84,20 @@ def test_zero_weights_leave_unit_rms_in_every_norm_of_a_qwen_head(name: str) -> 
         weight.zero_()
         x = 3 * torch.randn(5, weight.numel())
         torch.testing.assert_close(norm(x).pow(2).mean(-1), torch.ones(5), atol=1e-4, rtol=0, msg=key)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+def test_norms_of_a_half_precision_qwen_head_compute_in_float32(name: str) -> None:
+    """The formula in float32, rounded once at its end; computed in bfloat16 throughout it would differ."""
+    head = head_of(make_policy(name)).bfloat16()
+    for key, norm in head.named_modules():
+        if key.endswith("norm"):
+            weight, x = norm.get_parameter("weight"), 3 * torch.randn(64, norm.get_parameter("weight").numel())
+            x = x.bfloat16()
+            expected = rms(x.float(), weight.float(), QWEN_SIZES.eps, centred=True)
+            assert torch.equal(norm(x), expected.bfloat16()), key
+            assert not torch.equal(norm(x), rms(x, weight, QWEN_SIZES.eps, centred=True)), key
 
 
 @torch.no_grad()
