@@ -1,7 +1,13 @@
 """Where the head's data come from: the policy's own rollouts, played once, or files; what is wrong is named."""
 
+import importlib.util
 import json
+import re
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -160,6 +166,60 @@ def test_a_row_that_is_none_is_named(tmp_path, row, message):
     path = write_lines(tmp_path / "rows.jsonl", [ROWS[0], row])
     with pytest.raises(UserError, match=message):
         read_samples(path, AutoTokenizer.from_pretrained(tiny_path()))
+
+
+def fake_datasets(rows):
+    """What is used of the package `datasets`, which the tests do without."""
+    module = ModuleType("datasets")
+    module.__spec__ = ModuleSpec("datasets", None)
+
+    class Dataset(list):
+        pass
+
+    def load_from_disk(path):
+        if not (Path(path) / "state.json").exists():
+            raise FileNotFoundError(path)
+        return {"train": Dataset(rows)} if (Path(path) / "dataset_dict.json").exists() else Dataset(rows)
+
+    module.Dataset, module.load_from_disk = Dataset, load_from_disk
+    return module
+
+
+def test_a_directory_that_datasets_saved_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets(ROWS))
+    with pytest.raises(UserError, match="is not a data set that `datasets` saved"):
+        read_samples(tmp_path, None)
+    (tmp_path / "state.json").write_text("{}")
+    assert [one.transcript.tokens for one in read_samples(tmp_path, None)] == [row["tokens"] for row in ROWS]
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(UserError, match="holds several splits; name the directory of one"):
+        read_samples(tmp_path, None)
+
+
+def test_a_missing_reader_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs datasets; run `pip install 'bebop-rl\[data\]'` or give a JSONL file"):
+        read_samples(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.collect.tasks=[{name: maths}]", "there is no task 'maths'; did you mean math"),
+        ("data.collect.tasks=[{name: math, options: {max_step: 2}}]", "unknown key max_step; did you mean max_steps"),
+        ("data.file=absent.jsonl", "there is no file absent.jsonl"),
+        ("data.per_step=0", "data.per_step should be greater than or equal to 1"),
+        ("unroll.deployed=6", "depths is 5 and deployed is 6; train at least as deep as is drafted"),
+        ("device=gpu", "device 'gpu' is none PyTorch knows"),
+        ("dtype=float8", "dtype 'float8' is unknown"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(directory, tmp_path, change, message):
+    config = empty_config(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        cli.command(config, overrides(directory, tmp_path, change), False)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

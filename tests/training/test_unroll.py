@@ -256,6 +256,31 @@ def test_gradients_flow_through_the_chain_and_the_committed_keys():
     assert all(one.grad is None for one in policy.backbone.parameters())
 
 
+def test_recomputation_keeps_a_fraction_of_the_activations():
+    """What autograd holds on to between forward and backward, parameters left out."""
+    policy = policy_of("qwen3_5")
+    policy.backbone.requires_grad_(False)
+    batch = batch_of(row_of(1, 40), row_of(2, 33), row_of(3, 38))
+    hidden_BTH, plan = hidden_of(policy, batch), plan_chains(batch, DEPTHS)
+    parameters = {one.untyped_storage().data_ptr() for one in policy.head.parameters()}
+
+    def kept_bytes(recompute):
+        kept = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            made = unroll(policy, hidden_BTH, plan, LAYOUTS["ttt"], recompute=recompute)
+        assert made.states_NKH.requires_grad
+        return sum(kept.values())
+
+    assert kept_bytes(recompute=True) < 0.1 * kept_bytes(recompute=False)
+
+
 def test_the_gradient_is_that_of_finite_differences():
     policy = policy_of("qwen3_5")
     # In float64 but for the norms, which transformers computes in float32: hence steps of 1e-3.
