@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 
 from bebop.cli.counting import ticker
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
+from bebop.cli.output import check_output
 from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
 from bebop.errors import UserError
@@ -108,18 +107,6 @@ def open_hiddens(
         if data.hidden == "memory":
             return in_memory(policy, batches, tick)
         return world.first(lambda: on_disk(policy, batches, run.path / "hidden", tick))
-
-
-def check_output(path: Path) -> None:
-    """Before hours of work: whether the result can be written."""
-    if path.exists() and not (path / "config.json").is_file():
-        raise UserError(f"output {path} is there and no checkpoint; name another output=DIRECTORY or delete it")
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Without a name: the processes of one run look at once.
-        tempfile.TemporaryFile(dir=path.absolute().parent).close()
-    except OSError as error:
-        raise UserError(f"output {path} cannot be written ({error.strerror}); name another output=DIRECTORY") from error
 
 
 def figures(report: MTPReport) -> str:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
+from bebop.cli.output import check_output
 from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
-from bebop.cli.train_mtp import check_output
 from bebop.errors import UserError
 from bebop.metrics import Mean
 from bebop.models.policy import save_policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bebop.cli.devices import chosen_device, chosen_dtype
 from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, resolve
+from bebop.cli.output import check_output
 from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
 from bebop.errors import UserError
@@ -24,6 +25,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     Example: bebop train-sft configs/train-sft-tiny.yaml steps=200 optimiser.lr=1e-3
     """
     settings = resolve(TrainSFT, config, overrides, dry_run=dry_run)
+    check_output(output_path(settings.output))
     keep_freed_memory()
     device = chosen_device(settings.device)
     policy = load_policy(settings.policy, dtype=chosen_dtype(settings.dtype, device), device=device, head=settings.head)
