@@ -41,10 +41,10 @@ def serve_command(
 ) -> tuple[list[str], dict[str, str]]:
     """Command line and environment variables that serve a policy on this machine's loopback address."""
     arguments = engine_arguments(spec, options, runtime)
-    server = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"]
+    server = ["--enable-scale-out", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"]
     tokenizer = [] if decoder_of(spec) is not None else ["--skip-tokenizer-init"]
     # `vllm serve` asks for a distribution named vllm, which the CPU build is not; the module behind it is the same.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(spec.directory)]
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(spec.directory)]
     return [*command, *as_flags(arguments), *server, *tokenizer], environment(options, in_process=False)
 
 
