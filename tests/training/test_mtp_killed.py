@@ -106,24 +106,33 @@ def outcome(place):
 
 
 def test_killed_at_any_moment_it_ends_the_same(policy_path, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
+    """A run that got to its end is compared and a new one begun, so that kills keep falling into the middle of runs."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
     started = time.monotonic()
     assert in_a_child(lambda: train(policy_path, whole))
     duration = time.monotonic() - started
+    expected = outcome(whole)
 
     rng = random.Random(0)
     num_killed = 0
+    cut = tmp_path / "cut0"
+    cut.mkdir()
     for attempt in range(24):
         patience = rng.uniform(0, duration) if attempt % 6 == 5 else None
 
         moment = (rng.randint(1, 45), rng.random() < 0.5)
 
-        def action(moment=moment):
+        def action(moment=moment, cut=cut):
             kill_at(*moment)
             train(policy_path, cut)
 
-        num_killed += not in_a_child(action, patience)
+        if in_a_child(action, patience):
+            assert outcome(cut) == expected
+            cut = tmp_path / f"cut{attempt + 1}"
+            cut.mkdir()
+        else:
+            num_killed += 1
     assert num_killed > 15
     assert in_a_child(lambda: train(policy_path, cut))
-    assert outcome(cut) == outcome(whole)
+    assert outcome(cut) == expected
