@@ -12,6 +12,8 @@ import yaml
 
 from bebop.errors import UserError
 
+_OTHER_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+
 # tag, pattern, the characters such a scalar can begin with
 _CORE_SCHEMA = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -52,10 +54,17 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, 16) if text.startswith("0x") else int(text)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text with a line break that is not a line feed in double quotes: elsewhere YAML 1.1 folds it into a space."""
+    style = '"' if _OTHER_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 for _tag, _pattern, _first in _CORE_SCHEMA:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Dumper.add_representer(str, _represent_text)
 
 
 def parse_yaml(text: str, name: str) -> Any:

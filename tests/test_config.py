@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
@@ -125,6 +125,7 @@ def test_scalars_are_read_as_in_yaml_1_2(text: str, value: object) -> None:
         max_leaves=8,
     )
 )
+@example(value={"\x85": "a\u2028b", "c": ["\r", "\u2029"]})
 def test_what_is_dumped_is_read_back(value: object) -> None:
     assert parse_yaml(dump_yaml(value), "test") == value
 

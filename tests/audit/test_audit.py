@@ -76,9 +76,7 @@ def test_other_formats_pass_too(format: Format) -> None:
 def test_a_plant_fails_its_checks(name: str) -> None:
     plant = PLANTS[name]
     drafts = ECHO if name in WITH_ECHO else OPPOSITE
-    is_statistical = any(check.startswith("law/") for check in plant.fails)
-    num_samples = SAMPLES.get(name, 300 if is_statistical else 100)
-    plan = replace(SMALL, num_samples=num_samples, drafts=drafts, only=plant.fails)
+    plan = replace(SMALL, num_samples=SAMPLES.get(name, 300), drafts=drafts, only=plant.fails)
     with planted(name):
         report = audit(EmbeddedSubject(), plan)
     results = by_check(report)
