@@ -11,6 +11,7 @@ Numbers keep their value (Python writes the shortest decimal that reads back equ
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -155,6 +156,10 @@ class Channel:
                 part = self._connection.recv(min(num_bytes, 1 << 20))
             except ConnectionError:
                 return None
+            except OSError as error:
+                if error.errno == errno.EBADF:  # closed by another thread of ours between two reads
+                    return None
+                raise
             if not part:
                 return None
             parts.append(part)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bebop.audit.checks.stops import likeliest_pair
 from bebop.audit.exact import ExactPolicy, logprob_table
 from bebop.audit.laws import PrefixLogits, ends_after, ends_with_text, enumerate_law, mixture
 from bebop.audit.plan import PROMPTS
@@ -123,3 +124,9 @@ def test_a_head_left_behind_by_a_turned_backbone_drafts_the_opposite(format: For
     old = build_policy(PolicyRecipe(format=format, draft=DraftKind.ECHO))
     own, stale = (ExactPolicy(one, 1).overlap(PROMPT) for one in (new, replace(new, head=old.head)))
     assert stale < 0.7 * own
+
+
+def test_the_likeliest_pair_is_of_two_different_tokens() -> None:
+    first, after = (0.1, 0.3, 0.6), ((0.8, 0.1, 0.1), (0.9, 0.1, 0.0), (0.2, 0.1, 0.7))
+    rows = torch.tensor([first, *after], dtype=torch.float64)
+    assert likeliest_pair(lambda prefixes: rows[[prefix[0] + 1 if prefix else 0 for prefix in prefixes]]) == (1, 0)

@@ -1,8 +1,10 @@
 """vLLM's CPU build against the embedded engine: greedy tokens, log-probs, acceptance, weights after updates.
 
-Run by `make test-vllm`. float32 agrees to 1e-4 nats; bfloat16, which vLLM's Gated DeltaNet is bound to, to 0.1.
+Run by `make test-vllm`. float32 agrees to 1e-4 nats; bfloat16, which vLLM's Gated DeltaNet is bound to, to 0.1
+or, after random changes of the weights, to twice what bfloat16 does to the same model elsewhere.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 import torch
 from small_policies import GREEDY, full_logits, random_prompts
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bebop.audit.policies import DraftKind, Format, PolicyRecipe, write_policy
 from bebop.core.sampling import Sampling, distribution
@@ -216,6 +219,22 @@ def changed(policy: Policy, *, head: bool) -> dict[str, Tensor]:
     return dict(policy.backbone.state_dict()) | {f"head.{name}": tensor for name, tensor in heads.items()}
 
 
+def rounding(backbone: PreTrainedModel, requests: list[Request], done: list[Completion]) -> float:
+    """The most that a log-prob of these tokens moves when the backbone itself computes in bfloat16, nats."""
+    low = copy.deepcopy(backbone).to(torch.bfloat16)
+    return max(
+        (token_logprobs(backbone, request, one) - token_logprobs(low, request, one)).abs().max().item()
+        for request, one in zip(requests, done, strict=True)
+    )
+
+
+@torch.inference_mode()
+def token_logprobs(backbone: PreTrainedModel, request: Request, done: Completion) -> Tensor:
+    tokens = torch.tensor([*request.prompt_tokens, *done.tokens])
+    logits = backbone(tokens[None, :-1], use_cache=False).logits[0, -len(done.tokens) :].float()
+    return logits.log_softmax(-1).gather(-1, tokens[-len(done.tokens) :, None])[:, 0]
+
+
 @pytest.mark.parametrize("kind", ["mimo", "tiny", "llama", "tiny-hybrid"])
 def test_new_weights_arrive_and_the_head_stays_or_comes_along(kind: str, opened: Open, directory: Callable) -> None:
     engine = opened(kind, max_rows=4)
@@ -235,7 +254,7 @@ def test_new_weights_arrive_and_the_head_stays_or_comes_along(kind: str, opened:
         backbone=policy.backbone.float(), head=policy.head and policy.head.float(), contract=policy.contract
     )
     ours = EmbeddedEngine(reference, EmbeddedOptions(num_draft_tokens=K, max_rows=4)).generate(requests)
-    tolerance = BFLOAT16 if kind == "tiny-hybrid" else FLOAT32
+    tolerance = FLOAT32 if dtype == torch.float32 else 2 * rounding(reference.backbone, requests, theirs)
     assert all(same_until_a_tie(one, other, tolerance) > 0 for one, other in zip(ours, theirs, strict=True))
     assert {version for one in theirs for version in one.versions} == {2}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bebop.audit.fit import fit
-from bebop.audit.laws import IsEnd, Tokens, ends_after, ends_with_text, enumerate_law
+from bebop.audit.laws import Conditional, IsEnd, Tokens, ends_after, ends_with_text, enumerate_law
 from bebop.audit.policies import LETTERS
 from bebop.audit.records import Effect, Evidence
 from bebop.audit.survey import Session
@@ -14,8 +14,6 @@ from bebop.engines.base import Completion, Request
 from bebop.errors import UserError
 
 STOP_TOKENS: Tokens = (3, 6)
-STOP_TEXT: Tokens = (3, 6)
-"""Two letters in a row, of different tokens."""
 _LENGTHS = range(1, 9)
 
 
@@ -31,10 +29,18 @@ def check_stops(session: Session) -> Iterator[Evidence]:
     )
     by_token = replace(request, stop_token_ids=STOP_TOKENS)
     yield _check_ends(session, "stops/token", by_token, ends_after(request.max_tokens, STOP_TOKENS))
-    text = "".join(LETTERS[token] for token in STOP_TEXT)
-    by_text = replace(request, stop_strings=(text,))
-    yield _check_ends(session, "stops/text", by_text, ends_with_text(request.max_tokens, STOP_TEXT))
+    pair = likeliest_pair(session.exact.target(request.prompt_tokens).law(request.sampling))
+    by_text = replace(request, stop_strings=("".join(LETTERS[token] for token in pair),))
+    yield _check_ends(session, "stops/text", by_text, ends_with_text(request.max_tokens, pair))
     yield _check_lengths(session, request)
+
+
+def likeliest_pair(law: Conditional) -> Tokens:
+    """The two different tokens that a completion most often begins with: a stop string that does occur."""
+    first_V = law([()])[0]
+    pair_VV = first_V[:, None] * law([(token,) for token in range(len(first_V))])
+    place = int(pair_VV.fill_diagonal_(0.0).argmax())
+    return place // len(first_V), place % len(first_V)
 
 
 def _check_ends(session: Session, check: str, request: Request, is_end: IsEnd) -> Evidence:
