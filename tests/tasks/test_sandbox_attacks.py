@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bebop.tasks.sandbox import Ending, SandboxConfig, SandboxResult, probe, run_python
-from bebop.tasks.sandbox.launch import HERE
+from bebop.tasks.sandbox.server import HERE
 from bebop.tasks.sandbox.view import python_view
 
 # Long enough that a second of processor time comes together on a machine that does much else.

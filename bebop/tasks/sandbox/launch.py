@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from bebop.errors import UserError
 from bebop.tasks.sandbox.config import SandboxConfig
 from bebop.tasks.sandbox.jail import frames
+from bebop.tasks.sandbox.server import fork_server
 from bebop.tasks.sandbox.view import python_view
 
-HERE = Path(__file__).resolve().parent
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from jail.main import main; del sys.path[0]; main()"
-# A bare interpreter: no environment, no user or site packages, UTF-8.
-FLAGS = ("-I", "-S", "-X", "utf8", "-c", BOOTSTRAP, str(HERE))
 GRACE_S = 5.0
 """How much longer than its wall time the sandbox may take to report before it is killed from outside."""
 
@@ -69,32 +63,19 @@ def launch(
 ) -> SandboxResult:
     """Run one job, isolated or not, and wait for its end."""
     complete = {**job, "limits": config.limits(), "isolated": isolated, "view": python_view()}
-    messages = b"".join(frames.pack(message) for message in (complete, *secrets))
+    server, timeout_s = fork_server(os.getpid()), config.wall_s + GRACE_S
     start = time.monotonic()
-    if isolated:
-        output = _communicate(messages, "/", config.wall_s + GRACE_S)
-    else:
-        with tempfile.TemporaryDirectory(prefix="bebop-sandbox-", ignore_cleanup_errors=True) as scratch:
-            output = _communicate(messages, scratch, config.wall_s + GRACE_S)
+    with _scratch(isolated) as directory:
+        messages = b"".join(frames.pack(message) for message in ({**complete, "directory": directory}, *secrets))
+        output = server.run(messages, timeout_s)
     return _result(output, time.monotonic() - start)
 
 
-def _communicate(messages: bytes, directory: str, timeout_s: float) -> bytes | None:
-    """The report's bytes; none if the process did not stop by itself and was killed."""
-    process = subprocess.Popen(
-        [os.path.realpath(sys.executable), *FLAGS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=directory,
-        env={},
-        start_new_session=True,
-    )
-    try:
-        return process.communicate(messages, timeout=timeout_s)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
+def _scratch(isolated: bool) -> AbstractContextManager[str]:
+    """Where a job starts: a directory of its own, which isolated ones make themselves, in memory."""
+    if isolated:
+        return nullcontext("/")
+    return tempfile.TemporaryDirectory(prefix="bebop-sandbox-", ignore_cleanup_errors=True)
 
 
 def _result(output: bytes | None, wall_s: float) -> SandboxResult:

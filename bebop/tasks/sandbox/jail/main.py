@@ -1,4 +1,4 @@
-"""Entry of the sandbox's process: message in on descriptor 0, isolate, run, report out on descriptor 1."""
+"""What a fork of the server does: message in on descriptor 0, isolate, run, report out on descriptor 1."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from .frames import receive, send
 
 def main() -> None:
     job = receive(0)
+    os.chdir(job["directory"])
     if job["isolated"]:
         try:
             namespaces.enter(job["view"], job["limits"]["scratch_bytes"])
