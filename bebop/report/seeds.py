@@ -1,0 +1,181 @@
+"""Arms of several seeds: what they learnt, how long a step took, and whether two arms differ.
+
+``python -m bebop.report.seeds ARM=RUN,RUN... [ARM=RUN,RUN...]... [--json FILE]``, for example ::
+
+    python -m bebop.report.seeds with=runs/with-1,runs/with-2 without=runs/without-1,runs/without-2
+
+Arms are compared by exact permutation of the seeds between them: the share of all assignments under which the means
+lie at least as far apart as they do. A high share does not show that the arms are equal, so the difference stands
+beside it with an interval.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bebop.errors import UserError
+from bebop.report.analysis import Estimate, student_quantile
+from bebop.report.analysis_time import STEP, timed
+from bebop.report.reading import read_run
+from bebop.report.runlog import RunLog, Series
+
+HELDOUT = "heldout_reward"
+REWARD = "reward"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmSummary:
+    """One arm. Rewards are means of each seed's figures; lists hold one figure a seed."""
+
+    name: str
+    num_seeds: int
+    num_steps: int
+    heldout_before: dict[str, float]
+    """By task, and ``all``."""
+    heldout_after: dict[str, float]
+    heldout_gain: dict[str, list[float]]
+    training_reward: list[float]
+    """Mean over all episodes of the run."""
+    heldout_reward: list[float]
+    """After the last step, over all tasks."""
+    step_seconds: list[float]
+    """Mean over steps, the first left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Whether two arms differ in one figure."""
+
+    figure: str
+    arms: tuple[str, str]
+    difference: Estimate
+    """Mean of the first less that of the second; 95% interval of Student's t, one figure a seed."""
+    p_value: float
+    """Two-sided, by permutation of seeds."""
+
+
+def main(words: Sequence[str]) -> None:
+    """``ARM=RUN,RUN... [--json FILE]``"""
+    file = None
+    if "--json" in words[:-1]:
+        place = words.index("--json")
+        file, words = Path(words[place + 1]), [*words[:place], *words[place + 2 :]]
+    arms = [summary(*word.split("=", 1)) for word in words if "=" in word]
+    if not arms or len(arms) < len(words):
+        raise UserError("give arms as NAME=RUN,RUN..., and --json FILE at most once")
+    comparisons = [one for pair in itertools.combinations(arms, 2) for one in compared(*pair)]
+    print("\n".join(table(arms)))
+    print("\n".join(sentence(one) for one in comparisons))
+    if file is not None:
+        report = {"arms": [asdict(one) for one in arms], "comparisons": [asdict(one) for one in comparisons]}
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def summary(name: str, paths: str) -> ArmSummary:
+    """Of the runs in these directories, separated by commas."""
+    runs = [read_run(Path(path), []) for path in paths.split(",")]
+    tasks = [str(task["name"]) for task in runs[0].setting("tasks") or ()]
+    names = {"all": HELDOUT} | {task: f"{HELDOUT}/{task}" for task in tasks}
+    before = {key: [first(run, metric) for run in runs] for key, metric in names.items()}
+    after = {key: [last(run, metric) for run in runs] for key, metric in names.items()}
+    gains = {key: [end - start for start, end in zip(before[key], after[key], strict=True)] for key in names}
+    return ArmSummary(
+        name=name,
+        num_seeds=len(runs),
+        num_steps=max(run.rows[-1].step for run in runs),
+        heldout_before={key: float(np.mean(values)) for key, values in before.items()},
+        heldout_after={key: float(np.mean(values)) for key, values in after.items()},
+        heldout_gain=gains,
+        training_reward=[pooled(run, REWARD) for run in runs],
+        heldout_reward=after["all"],
+        step_seconds=[seconds.pooled for run in runs if (seconds := timed(run, STEP))],
+    )
+
+
+def first(run: RunLog, metric: str) -> float:
+    return float(wanted(run, metric).values_T[0])
+
+
+def last(run: RunLog, metric: str) -> float:
+    return float(wanted(run, metric).values_T[-1])
+
+
+def pooled(run: RunLog, metric: str) -> float:
+    return wanted(run, metric).pooled
+
+
+def wanted(run: RunLog, metric: str) -> Series:
+    series = run.series(metric)
+    if series is None:
+        raise UserError(f"{run.path} logged no {metric}; give runs of train-rl with evaluation.every above 0")
+    return series
+
+
+def compared(one: ArmSummary, other: ArmSummary) -> list[Comparison]:
+    """Rewards while training, and held-out ones at the end."""
+    figures = {
+        "training reward": (one.training_reward, other.training_reward),
+        "held-out reward": (one.heldout_reward, other.heldout_reward),
+    }
+    return [
+        Comparison(
+            figure=figure,
+            arms=(one.name, other.name),
+            difference=difference_of_means(left, right),
+            p_value=permutation_p(left, right),
+        )
+        for figure, (left, right) in figures.items()
+    ]
+
+
+def difference_of_means(left: Sequence[float], right: Sequence[float]) -> Estimate:
+    """Welch's interval with the degrees of freedom of the smaller side, which is never too narrow."""
+    gap = float(np.mean(left) - np.mean(right))
+    degrees = min(len(left), len(right)) - 1
+    if degrees < 1:
+        return Estimate(value=gap)
+    half = student_quantile(degrees) * math.sqrt(np.var(left, ddof=1) / len(left) + np.var(right, ddof=1) / len(right))
+    return Estimate(value=gap, low=gap - half, high=gap + half)
+
+
+def permutation_p(left: Sequence[float], right: Sequence[float]) -> float:
+    """Share of the assignments of all values to the two sides whose means differ by at least what they do."""
+    values = np.array([*left, *right])
+    total, size = values.sum(), len(left)
+    sums = np.array([values[list(chosen)].sum() for chosen in itertools.combinations(range(len(values)), size)])
+    differences = np.abs(sums / size - (total - sums) / len(right))
+    return float(np.mean(differences >= differences[0] - 1e-12))
+
+
+def table(arms: Sequence[ArmSummary]) -> list[str]:
+    """Markdown: held-out reward by task, before and after."""
+    tasks = list(arms[0].heldout_before)
+    lines = [
+        f"| arm | seeds | steps | {' | '.join(tasks)} | s/step |",
+        "|---|---:|---:|" + "---:|" * (len(tasks) + 1),
+    ]
+    for arm in arms:
+        cells = [f"{arm.heldout_before[task]:.2f} to {arm.heldout_after[task]:.2f}" for task in tasks]
+        seconds = f"{np.mean(arm.step_seconds):.2f}" if arm.step_seconds else ""
+        lines.append(f"| {arm.name} | {arm.num_seeds} | {arm.num_steps} | {' | '.join(cells)} | {seconds} |")
+    return lines
+
+
+def sentence(one: Comparison) -> str:
+    gap = one.difference
+    return (
+        f"{one.figure}, {one.arms[0]} less {one.arms[1]}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}), "
+        f"permutation p = {one.p_value:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
