@@ -91,11 +91,9 @@ class ServerEngine:
 
 
 def _body(request: Request, model: str) -> dict[str, Any]:
-    """Settings at their neutral value are left out: not every server knows them."""
+    """Every setting is sent: what is left out, a server may fill in from the checkpoint's generation_config.json."""
     sampling = request.sampling
     optional = {
-        "top_k": sampling.top_k or None,
-        "min_p": sampling.min_p or None,
         "stop_token_ids": list(request.stop_token_ids) or None,
         "stop": list(request.stop_strings) or None,
     }
@@ -105,6 +103,8 @@ def _body(request: Request, model: str) -> dict[str, Any]:
         "max_tokens": request.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
         "seed": request.seed,
         "n": request.num_completions,
         "logprobs": 1,
@@ -119,13 +119,16 @@ def _completion(request: Request, index: int, choice: Mapping[str, Any], url: st
     tokens = _token_ids(choice, url)
     size = len(tokens)
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or [float("nan")] * size
+    given = tuple(float("nan") if value is None else float(value) for value in logprobs[:size])
     unknown = (float("nan"),) * size
+    # A greedy token's log-prob is that of the plain distribution: in the one it came from, it is certain.
+    behaviour, raw = (unknown, given) if request.sampling.is_greedy else (given, unknown)
     return Completion(
         request_id=request.id,
         index=index,
         tokens=tokens,
-        logprobs=tuple(float("nan") if value is None else float(value) for value in logprobs[:size]),
-        raw_logprobs=unknown,
+        logprobs=behaviour,
+        raw_logprobs=raw,
         entropies=unknown,
         sources=(TokenSource.SAMPLED,) * size,
         versions=(0,) * size,

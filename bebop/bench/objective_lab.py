@@ -37,14 +37,14 @@ class Lab:
 
 def open_lab(bench: ObjectiveBench, command: Sequence[str]) -> Lab:
     """Play what was not played yet, compute the hidden states. UserError where ``out`` holds another comparison."""
+    if bench.rollouts is not None and not bench.rollouts.exists():
+        raise UserError(f"there is no file {bench.rollouts}; name the rollouts.jsonl of a `bebop train-mtp` run")
     run = open_comparison(bench, command)
     device = chosen_device(bench.device)
     policy = load_policy(bench.policy, dtype=chosen_dtype(bench.dtype, device), device=device, head="fresh")
     assert policy.head is not None
     for_heldout = bench.collect.model_copy(update={"num_episodes": bench.num_heldout})
     train_path, heldout_path = bench.rollouts or run.path / "rollouts.jsonl", run.path / "heldout.jsonl"
-    if bench.rollouts is not None and not bench.rollouts.exists():
-        raise UserError(f"there is no file {bench.rollouts}; name the rollouts.jsonl of a `bebop train-mtp` run")
     train = rollouts(policy, bench, bench.collect, train_path, Split.TRAIN)
     heldout = rollouts(policy, bench, for_heldout, heldout_path, Split.HELDOUT)
     if len(train) <= bench.num_tuning:

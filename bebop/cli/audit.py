@@ -72,6 +72,8 @@ def command(
         return
     plan = make_plan(quick=quick, samples=samples, checks=checks, seed=seed, bfloat16=bfloat16)
     if engine.startswith(("http://", "https://")):
+        if plant is not None or formats is not None or as_released or rule != "rejection":
+            raise UserError("a server is audited as it runs; drop --rule, --formats, --as-released and --plant")
         served = Served(url=engine, directory=_served_policy(engine, policy), model=model, prompt=prompt)
         report = audit_server(served, replace(plan, **_BFLOAT16), _told)
     else:

@@ -27,6 +27,7 @@ config["architectures"] = ["LlamaForCausalLMEagle"]
 def vllm(head: ServedHead) -> Recipe:
     options = {
         "speculative_config": head.vllm,
+        "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "no_enable_prefix_caching": True,
         "per_request_spec_decode_metrics": "summary",

@@ -64,6 +64,10 @@ class RolloutConfig(ConfigModel):
     dtype: str = "auto"
     """float32, bfloat16, or auto: what the device multiplies fastest."""
     device: str = "auto"
+    max_context: int | None = Field(default=None, ge=2)
+    """Positions that an episode may have; none: what the policy allows, for which vLLM must have room."""
+    cache_gib: float = Field(default=1.0, gt=0)
+    """Memory for the keys and values of each vLLM, GiB; the embedded engine's cache grows with what it holds."""
     recompute_cache: bool = True
     """New weights run the contexts of episodes in progress again; False keeps the keys that older weights made."""
     stall_seconds: float = Field(default=600, gt=0)

@@ -36,7 +36,11 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engin
     k = 0 if mtp.mode == "none" else mtp.k
     if rollout.engine == "embedded":
         embedded = EmbeddedOptions(
-            rule=mtp.rule, num_draft_tokens=k, max_rows=rollout.rows, recompute_cache=rollout.recompute_cache
+            rule=mtp.rule,
+            num_draft_tokens=k,
+            max_rows=rollout.rows,
+            max_context=rollout.max_context,
+            recompute_cache=rollout.recompute_cache,
         )
         return EmbeddedEngine(policy, embedded)
     if k == "auto":
@@ -46,6 +50,9 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engin
         rule=mtp.rule,
         num_draft_tokens=k,
         max_rows=rollout.rows,
+        max_context=rollout.max_context,
+        cache_bytes=int(rollout.cache_gib * (1 << 30)),
+        recompute_cache=rollout.recompute_cache,
         dtype=str(policy.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         record_distribution=policy.config.vocab_size <= _RECORDED_VOCABULARY,
     )

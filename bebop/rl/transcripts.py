@@ -24,7 +24,8 @@ def chosen_rollouts(groups: Sequence[Group], num_wanted: int, step: int) -> list
 
 
 def transcript_row(step: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """An episode with what is known of every token that the policy wrote; JSON has no infinity, so it is spelt."""
+    """An episode with what is known of every token that the policy wrote; JSON has no infinity, so it is spelt, and an
+    entropy that the engine did not record is null."""
     return {
         "step": step,
         "task": rollout.plan.task.name,
@@ -44,7 +45,7 @@ def token_rows(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> li
         completion.tokens,
         [source.value for source in completion.sources],
         completion.logprobs,
-        completion.entropies,
+        [None if math.isnan(one) else one for one in completion.entropies],
         completion.versions,
         ["-Infinity" if one == -math.inf else one for one in completion.draft_logprobs],
         completion.overlaps,
