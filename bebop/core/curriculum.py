@@ -2,7 +2,8 @@
 
 The gradient of TV vanishes where nothing overlaps yet (its L1 norm is 2S(1-S) <= 2 alpha) and the end-to-end product
 starves late depths while early ones are poor. A fresh head therefore starts on ``kl`` or ``lk_lambda`` until the mean
-overlap passes a threshold, and a decayed per-depth term can be mixed into an end-to-end one.
+overlap passes a threshold or a share of the steps is over, and a decayed per-depth term can be mixed into an end-to-end
+one.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ class WarmUp:
     """What trains until the head overlaps enough with the target."""
 
     terms: tuple[LossTerm, ...] = (LossTerm(objective="kl"),)
-    until_overlap: float = 0.5
-    """Mean overlap over all counted (chain, depth) rows from which the main objective takes over, for good."""
+    until_overlap: float = 0.8
+    """Mean overlap over all counted (chain, depth) rows from which the main objective takes over, for good. Handing
+    over early costs more than handing over late: the overlap's gradient is small where the overlap is."""
+    until_share: float = 0.6
+    """Share of the training's steps after which it takes over in any case."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.until_overlap < 1:
-            raise ValueError(f"until_overlap must lie between 0 and 1, got {self.until_overlap}")
+        for name in ("until_overlap", "until_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +62,10 @@ class Curriculum:
         """The objective of the next step."""
         return combine(self.terms if is_warm or self.warm_up is None else self.warm_up.terms)
 
-    def becomes_warm(self, mean_overlap: float) -> bool:
-        """Whether this much overlap ends the warm-up."""
-        return self.warm_up is None or mean_overlap >= self.warm_up.until_overlap
+    def becomes_warm(self, mean_overlap: float, share_done: float) -> bool:
+        """Whether the warm-up ends with this much overlap after this share of the steps."""
+        warm_up = self.warm_up
+        return warm_up is None or mean_overlap >= warm_up.until_overlap or share_done >= warm_up.until_share
 
 
 def combine(terms: Sequence[LossTerm]) -> Objective:

@@ -141,7 +141,7 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
     norm = update(state.optimiser, lr, config.optimiser.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(diverged("gradient", step, samples))
-    if not is_warm and curriculum.becomes_warm(sum(seen.overlaps, Mean()).value):
+    if not is_warm and curriculum.becomes_warm(sum(seen.overlaps, Mean()).value, (step + 1) / config.steps):
         state.end_warm_up()
     return MTPReport(
         step=step + 1,

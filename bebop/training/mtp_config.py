@@ -90,8 +90,15 @@ class WarmUpConfig(ConfigModel):
     """What trains first: an overlap loss has no gradient where nothing overlaps yet."""
 
     objective: str = "kl"
-    until_overlap: float = Field(default=0.5, gt=0, lt=1)
+    until_overlap: float = Field(default=0.8, gt=0, lt=1)
     """Mean overlap over all depths from which the main objective takes over, for good."""
+    until_share: float = Field(default=0.6, gt=0, lt=1)
+    """Share of the steps after which it takes over in any case."""
+
+    def record(self) -> WarmUp:
+        """The core's record of it; ValueError for an unknown objective."""
+        terms = (LossTerm(objective=self.objective),)
+        return WarmUp(terms=terms, until_overlap=self.until_overlap, until_share=self.until_share)
 
 
 class LossConfig(ConfigModel):
@@ -114,11 +121,9 @@ class LossConfig(ConfigModel):
 
     def curriculum(self, temperature: float) -> Curriculum:
         """The core's record of it; ValueError naming what is wrong."""
-        warm_up = self.warm_up
         return Curriculum(
             terms=(LossTerm(objective=self.objective), *(one.term() for one in self.extra)),
-            warm_up=warm_up
-            and WarmUp(terms=(LossTerm(objective=warm_up.objective),), until_overlap=warm_up.until_overlap),
+            warm_up=self.warm_up and self.warm_up.record(),
             mixture=TemperatureMixture(temperatures=(temperature, *self.more_temperatures)),
         )
 

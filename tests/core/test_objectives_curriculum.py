@@ -34,18 +34,20 @@ def test_decay_weighs_depths_in_proportion_and_averages_to_one(problem):
 
 
 def test_warm_up_runs_until_the_threshold_and_never_again(problem):
-    curriculum = Curriculum(warm_up=WarmUp(terms=(LossTerm(objective="lk_lambda"),), until_overlap=0.6))
+    warm_up = WarmUp(terms=(LossTerm(objective="lk_lambda"),), until_overlap=0.6, until_share=0.5)
+    curriculum = Curriculum(warm_up=warm_up)
     cold, warm = curriculum.objective(is_warm=False), curriculum.objective(is_warm=True)
     torch.testing.assert_close(cold(*problem), OBJECTIVES["lk_lambda"](*problem))
     torch.testing.assert_close(warm(*problem), OBJECTIVES["e2e_tv"](*problem))
-    assert not curriculum.becomes_warm(0.59)
-    assert curriculum.becomes_warm(0.6)
+    assert not curriculum.becomes_warm(0.59, share_done=0.49)
+    assert curriculum.becomes_warm(0.6, share_done=0.0)
+    assert curriculum.becomes_warm(0.0, share_done=0.5)
 
 
 def test_without_warm_up_the_main_objective_starts(problem):
     curriculum = Curriculum(terms=(LossTerm(objective="kl"),), warm_up=None)
     torch.testing.assert_close(curriculum.objective(is_warm=False)(*problem), OBJECTIVES["kl"](*problem))
-    assert curriculum.becomes_warm(0.0)
+    assert curriculum.becomes_warm(0.0, share_done=0.0)
 
 
 def test_temperature_shares_sum_to_one():
@@ -59,6 +61,7 @@ def test_temperature_shares_sum_to_one():
         (lambda: Curriculum(terms=(LossTerm(objective="e2e_tvv"),)), "did you mean 'e2e_tv'"),
         (lambda: combine([]), "at least one term"),
         (lambda: WarmUp(until_overlap=1.0), "until_overlap"),
+        (lambda: WarmUp(until_share=0.0), "until_share"),
         (lambda: Part(compose=kl, weight=-1.0), "weight"),
         (lambda: Part(compose=kl, decay=0.0), "decay"),
         (lambda: TemperatureMixture(temperatures=()), "temperatures"),
