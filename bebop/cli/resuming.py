@@ -11,4 +11,4 @@ from bebop.runs import RunDirectory
 
 def open_run(path: Path, settings: ConfigModel, seed: int) -> RunDirectory:
     """The run directory: a new one, or the one to resume if it holds the same settings."""
-    return RunDirectory.create_or_resume(path, settings, sys.argv, seed=seed)
+    return RunDirectory.create_or_resume(path, settings, ["bebop", *sys.argv[1:]], seed=seed)
