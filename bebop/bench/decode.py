@@ -32,12 +32,16 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeBench:
-    """What is measured. ``tokens`` is the length of every completion; sampling is at ``temperature``, untruncated."""
+    """What is measured; sampling is at ``temperature``, untruncated.
+
+    ``tokens`` is the length of every completion. Behind its own end a completion is nothing that the policy writes or
+    that its head was trained on, so this should not be longer than completions are.
+    """
 
     batches: tuple[int, ...] = (1, 4, 8, 16)
     draft_lengths: tuple[DraftLength, ...] = (0, 1, 2, 3, 5)
     rule: str = "rejection"
-    tokens: int = 96
+    tokens: int = 40
     temperature: float = 1.0
     repetitions: int = 5
     generate: bool = True

@@ -37,7 +37,7 @@ class EngineBench:
     batches: tuple[int, ...] = (1, 4, 16)
     draft_lengths: tuple[int, ...] = (0, 3)
     rule: str = "rejection"
-    tokens: int = 96
+    tokens: int = 40
     temperature: float = 1.0
     repetitions: int = 5
 

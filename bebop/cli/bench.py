@@ -46,7 +46,7 @@ def decode(
     ] = "0,1,2,3,5",
     rule: Annotated[str, typer.Option(help="Verification rule.")] = "rejection",
     task: Annotated[str, typer.Option(help="Task whose held-out problems are the prompts.")] = "math",
-    tokens: Annotated[int, typer.Option(help="Length of every completion.")] = 96,
+    tokens: Annotated[int, typer.Option(help="Length of every completion: no more than yours have.")] = 40,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
     repetitions: Annotated[int, typer.Option(help="Times that every arm runs; figures are medians.")] = 5,
     generate: Annotated[bool, typer.Option(help="Time transformers' generate, too.")] = True,
