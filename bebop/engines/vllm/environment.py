@@ -19,9 +19,10 @@ INSTALL_HINT = (
 
 
 def environment(options: VllmOptions, *, in_process: bool) -> dict[str, str]:
-    """Variables for a vLLM process: quiet, nothing sent anywhere, threads not bound to cores."""
+    """Variables for a vLLM process: quiet, with stdout left to us, nothing sent anywhere, threads not bound to cores."""
     variables = {
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         CORRECTION_VARIABLE: "1" if options.correct_cpu_sampling else "0",
