@@ -19,7 +19,7 @@ INSTALL_HINT = (
 
 
 def environment(options: VllmOptions, *, in_process: bool) -> dict[str, str]:
-    """Variables for a vLLM process: quiet, with stdout left to us, nothing sent anywhere, threads not bound to cores."""
+    """Variables for a vLLM process: quiet, stdout left to us, nothing sent anywhere, threads not bound to cores."""
     variables = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
