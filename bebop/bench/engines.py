@@ -69,7 +69,7 @@ def bench_engines(
     """Measure every engine with every draft length at every batch size; -> JSON-able figures, speeds and ratios."""
     with ExitStack() as stack:
         policy = load_policy(directory, dtype=dtype)
-        engines = {
+        engines: dict[tuple[EngineName, int], Engine] = {
             (name, k): stack.enter_context(closing(_open(name, k, policy, bench)))
             for name in bench.engines
             for k in bench.draft_lengths
