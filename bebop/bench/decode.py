@@ -7,14 +7,13 @@ thread, time is processor time, which other programs on the machine disturb leas
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
+from bebop.bench.timing import now, spread
 from bebop.core.sampling import Sampling
 from bebop.engines.base import DraftStats, Request
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
@@ -121,7 +120,7 @@ def _figures(runs: list[_Run]) -> dict[str, Any]:
     prefill = seconds.pop(Phase.PREFILL.value, 0.0)
     total = sum(seconds.values())
     return {
-        "tokens_per_second": _spread([run.tokens / run.seconds for run in runs]),
+        "tokens_per_second": spread([run.tokens / run.seconds for run in runs]),
         "accept_length": drafts.accept_length if drafts.rounds else None,
         "acceptance_rate": drafts.acceptance_rate if drafts.num_drafted else None,
         "survival_by_depth": [accepted / drafts.rounds for accepted in drafts.accepted],
@@ -133,7 +132,7 @@ def _figures(runs: list[_Run]) -> dict[str, Any]:
 
 def _ratio(runs: list[_Run], base: list[_Run]) -> dict[str, float]:
     """Tokens per second over the base's, within each repetition."""
-    return _spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])
+    return spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])
 
 
 def _engine_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench, draft_length: DraftLength) -> Arm:
@@ -149,9 +148,9 @@ def _engine_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench, draft
 
     def arm(seed: int) -> _Run:
         before = dict(clock)
-        start = _now(policy)
+        start = now(policy.device)
         done = engine.generate(_requests(prompts, bench, seed))
-        seconds = _now(policy) - start
+        seconds = now(policy.device) - start
         return _Run(
             seconds=seconds,
             tokens=sum(len(completion.tokens) for completion in done),
@@ -182,23 +181,12 @@ def _generate_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench) -> 
 
     def arm(seed: int) -> _Run:
         torch.manual_seed(seed)
-        start = _now(policy)
+        start = now(policy.device)
         with torch.inference_mode():
             policy.backbone.generate(  # pyright: ignore[reportCallIssue]
                 tokens_BT, attention_mask=mask_BT, max_new_tokens=bench.tokens, **settings
             )
-        seconds = _now(policy) - start
+        seconds = now(policy.device) - start
         return _Run(seconds=seconds, tokens=bench.tokens * len(prompts), drafts=DraftStats(), phases={})
 
     return arm
-
-
-def _now(policy: Policy) -> float:
-    if policy.device.type == "cuda":
-        torch.cuda.synchronize(policy.device)
-        return time.perf_counter()
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -7,7 +7,6 @@ as the others. On one CPU thread time is processor time, otherwise wall time.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from bebop.bench.timing import spread
 from bebop.core.sampling import Sampling
 from bebop.engines.base import DraftStats, Engine, Request
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
@@ -138,7 +138,7 @@ def _requests(prompts: list[Prompt], bench: EngineBench, seed: int) -> list[Requ
 def _figures(runs: list[_Run]) -> dict[str, Any]:
     drafts = sum((run.drafts for run in runs), DraftStats())
     return {
-        "tokens_per_second": _spread([run.tokens / run.seconds for run in runs]),
+        "tokens_per_second": spread([run.tokens / run.seconds for run in runs]),
         "accept_length": drafts.accept_length if drafts.num_drafted else None,
         "acceptance_rate": drafts.acceptance_rate if drafts.num_drafted else None,
     }
@@ -146,8 +146,4 @@ def _figures(runs: list[_Run]) -> dict[str, Any]:
 
 def _ratio(runs: list[_Run], base: list[_Run]) -> dict[str, float]:
     """Tokens per second over the base's, within each repetition."""
-    return _spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])

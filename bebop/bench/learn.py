@@ -8,14 +8,13 @@ CPU thread, time is processor time.
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from bebop.bench.timing import now, spread
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bebop.errors import UserError
 from bebop.hardware import accelerators, processor
@@ -62,10 +61,10 @@ def bench_learn(
     seconds: dict[str, list[float]] = {label: [] for label in ARMS}
     for repetition in range(bench.repetitions + 1):
         for label, learner in learners.items():
-            start = now(policy)
+            start = now(policy.device)
             learner.update(groups)
             if repetition:
-                seconds[label].append(now(policy) - start)
+                seconds[label].append(now(policy.device) - start)
         report(f"repetition {repetition} of {bench.repetitions} done")
     rollouts = [one for group in groups for one in group.rollouts]
     return {
@@ -102,14 +101,3 @@ def played_groups(policy: Policy, bench: LearnBench) -> list[Group]:
         Group(number=number, rollouts=tuple(found[problem.id, seed] for seed in range(bench.group_size)))
         for number, (_, problem) in enumerate(problems)
     ]
-
-
-def now(policy: Policy) -> float:
-    if policy.device.type == "cuda":
-        torch.cuda.synchronize(policy.device)
-        return time.perf_counter()
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
+from bebop.bench.timing import spread
 from bebop.core.chains import DraftChains
 from bebop.core.fused import Fusion, fused_loss, fusion_for
 from bebop.core.fused_rows import ChunkedKernels
@@ -80,7 +81,7 @@ def bench_loss(bench: LossBench, report: Callable[[str], None] = print) -> dict[
         "rows": bench.num_chains * bench.num_depths,
         "machine": machine(weight_VH.device),
         "peak_bytes": peaks,
-        "seconds": {label: _spread(values) for label, values in seconds.items()},
+        "seconds": {label: spread(values) for label, values in seconds.items()},
         "ratios": _ratios(peaks, {label: statistics.median(values) for label, values in seconds.items()}),
     }
 
@@ -190,10 +191,6 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _ratios(peaks: Mapping[str, int], medians: Mapping[str, float]) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def summary(name: str, paths: str) -> ArmSummary:
     runs = [read_run(Path(path), []) for path in paths.split(",")]
     tasks = [str(task["name"]) for task in runs[0].setting("tasks") or ()]
     names = {"all": HELDOUT} | {task: f"{HELDOUT}/{task}" for task in tasks}
-    before = {key: [first(run, metric) for run in runs] for key, metric in names.items()}
-    after = {key: [last(run, metric) for run in runs] for key, metric in names.items()}
+    before = {key: [float(wanted(run, metric).values_T[0]) for run in runs] for key, metric in names.items()}
+    after = {key: [float(wanted(run, metric).values_T[-1]) for run in runs] for key, metric in names.items()}
     gains = {key: [end - start for start, end in zip(before[key], after[key], strict=True)] for key in names}
     return ArmSummary(
         name=name,
@@ -94,22 +94,10 @@ def summary(name: str, paths: str) -> ArmSummary:
         heldout_before={key: float(np.mean(values)) for key, values in before.items()},
         heldout_after={key: float(np.mean(values)) for key, values in after.items()},
         heldout_gain=gains,
-        training_reward=[pooled(run, REWARD) for run in runs],
+        training_reward=[wanted(run, REWARD).pooled for run in runs],
         heldout_reward=after["all"],
         step_seconds=[seconds.pooled for run in runs if (seconds := timed(run, STEP))],
     )
-
-
-def first(run: RunLog, metric: str) -> float:
-    return float(wanted(run, metric).values_T[0])
-
-
-def last(run: RunLog, metric: str) -> float:
-    return float(wanted(run, metric).values_T[-1])
-
-
-def pooled(run: RunLog, metric: str) -> float:
-    return wanted(run, metric).pooled
 
 
 def wanted(run: RunLog, metric: str) -> Series:

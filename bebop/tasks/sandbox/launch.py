@@ -62,11 +62,11 @@ def launch(
     job: Mapping[str, Any], *, config: SandboxConfig, isolated: bool, secrets: Sequence[Any] = ()
 ) -> SandboxResult:
     """Run one job, isolated or not, and wait for its end."""
-    complete = {**job, "limits": config.limits(), "isolated": isolated, "view": python_view()}
     server, timeout_s = fork_server(os.getpid()), config.wall_s + GRACE_S
     start = time.monotonic()
     with _scratch(isolated) as directory:
-        messages = b"".join(frames.pack(message) for message in ({**complete, "directory": directory}, *secrets))
+        how = {"limits": config.limits(), "isolated": isolated, "view": python_view(), "directory": directory}
+        messages = b"".join(frames.pack(message) for message in ({**job, **how}, *secrets))
         output = server.run(messages, timeout_s)
     return _result(output, time.monotonic() - start)
 
