@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from bebop.tasks.sandbox import SandboxConfig
 from bebop.tasks.sandbox.jail import frames
 from bebop.tasks.sandbox.server import ForkServer
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
 @pytest.fixture
@@ -23,7 +30,9 @@ def server() -> Iterator[ForkServer]:
 
 
 def job(source: str) -> bytes:
-    message = {"source": source, "function": None, "stdin": "", "isolated": False, "directory": "/"}
+    """An unisolated one, in a directory of its own, as ``launch`` gives it: it keeps its standard input there."""
+    directory = tempfile.mkdtemp(dir=os.environ["TMPDIR"])
+    message = {"source": source, "function": None, "stdin": "", "isolated": False, "directory": directory}
     return frames.pack({**message, "limits": SandboxConfig(wall_s=60).limits()})
 
 
