@@ -34,6 +34,7 @@ MIN_TEMPERATURE = 1e-5
 _NUM_CANDIDATES = 256
 
 _BLOCK = 256  # W, tokens that `draw` adds up together
+_ONE_LEVEL = 2048  # V up to which a running sum over all tokens takes less time than the operations of two levels
 
 # Settings of other engines that depend on earlier tokens, with the value that switches each off.
 _HISTORY_SETTINGS = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -164,8 +165,12 @@ def draw(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
     Weights need not be normalised. Sums are float64, so that tokens below float32 resolution keep their chance. A token
     of weight 0 is never returned, whatever the rounding, unless the whole row is 0. A NaN row gives some valid index.
     """
+    if weights_XV.shape[-1] <= _ONE_LEVEL:
+        cumulative_XV = weights_XV.cumsum(dim=-1, dtype=torch.float64)
+        wanted_X1 = uniform_X.to(torch.float64)[..., None] * cumulative_XV[..., -1:]
+        return _first_above(cumulative_XV, weights_XV, wanted_X1).squeeze(-1)
     # Two levels, blocks and then tokens of one block: the running sum is then short, and most of V is only added up.
-    width = min(_BLOCK, weights_XV.shape[-1])
+    width = _BLOCK
     blocks_XMW = pad(weights_XV, (0, -weights_XV.shape[-1] % width)).unflatten(-1, (-1, width))
     mass_XM = blocks_XMW.sum(dim=-1, dtype=torch.float64)
     cumulative_XM = mass_XM.cumsum(dim=-1)

@@ -18,7 +18,7 @@ Shape letters: B requests, X any dims, N flattened keys, V vocabulary.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -39,6 +39,10 @@ class Purpose(enum.IntEnum):
     COUPLING = 4  # the noise that draft and target share
 
 
+# purpose times _WEYL, as a signed 64-bit number: a sum with a Python number must not leave that range.
+_PURPOSE_STEPS = {p: (p * _WEYL + (1 << 63)) % (1 << 64) - (1 << 63) for p in Purpose}
+
+
 class UniformSource(Protocol):
     """Where verification gets its coins."""
 
@@ -53,10 +57,15 @@ class RoundStreams:
 
     seed_B: Tensor
     position_B: Tensor
+    round_key_B: Tensor = field(init=False, repr=False)
+    """What the keys of all purposes have in common, mixed once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "round_key_B", _fold_round(self.seed_B, self.position_B))
 
     def uniform(self, purpose: Purpose, index_BX: Tensor) -> Tensor:
         """Float64 uniforms in [0, 1), [B, X]: multiples of 2^-53, so 1 cannot occur."""
-        key_B = fold_key(self.seed_B, self.position_B, purpose)
+        key_B = _fold_purpose(self.round_key_B, purpose)
         return uniform(key_B.view(-1, *[1] * (index_BX.dim() - 1)), index_BX)
 
 
@@ -82,9 +91,7 @@ def as_source(rng: torch.Generator | UniformSource) -> UniformSource:
 
 def fold_key(seed_X: Tensor, position_X: Tensor, purpose: Purpose) -> Tensor:
     """The 64-bit key [X] of a stream; int64 inputs broadcast."""
-    key_X = _mix(seed_X + _WEYL)
-    key_X = _mix(key_X + (position_X + 1) * _WEYL)
-    return _mix(key_X + torch.full_like(key_X, int(purpose)) * _WEYL)
+    return _fold_purpose(_fold_round(seed_X, position_X), purpose)
 
 
 def bits(key_X: Tensor, index_X: Tensor) -> Tensor:
@@ -121,6 +128,14 @@ def coupling_noise(seed_B: Tensor, position_BX: Tensor, num_categories: int) -> 
     """The shared noise [B, X, V] of token positions [B, X]; float32. The same whichever round reaches a position."""
     seed_BX = seed_B.view(-1, *[1] * (position_BX.dim() - 1))
     return gumbel(fold_key(seed_BX, position_BX, Purpose.COUPLING), num_categories)
+
+
+def _fold_round(seed_X: Tensor, position_X: Tensor) -> Tensor:
+    return _mix(_mix(seed_X + _WEYL) + (position_X + 1) * _WEYL)
+
+
+def _fold_purpose(key_X: Tensor, purpose: Purpose) -> Tensor:
+    return _mix(key_X + _PURPOSE_STEPS[purpose])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from bebop.core import sampling as sampling_module
 from bebop.core.sampling import GREEDY, Sampling, distribution, draw, log_distribution, parse_sampling, stack_sampling
 
 MIXED = [
@@ -201,6 +202,13 @@ def test_penalties_pass_at_their_neutral_value_alone() -> None:
         parse_sampling({"typical_p": 0.9})
 
 
+@pytest.fixture(params=["one level", "two levels"])
+def _levels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`draw` by one running sum, as for small vocabularies, and by blocks, as for large ones."""
+    monkeypatch.setattr(sampling_module, "_ONE_LEVEL", 0 if request.param == "two levels" else 1 << 30)
+
+
+@pytest.mark.usefixtures("_levels")
 @pytest.mark.parametrize("V", [1, 2, 255, 256, 257, 1000])
 def test_draw_inverts_the_cumulative_distribution(V: int) -> None:
     weights_NV = random_logits(50, V, scale=1.0).exp().double()
@@ -211,12 +219,14 @@ def test_draw_inverts_the_cumulative_distribution(V: int) -> None:
     assert torch.equal(draw(weights_NV, uniform_N), expected_N)
 
 
+@pytest.mark.usefixtures("_levels")
 def test_each_token_owns_an_interval_that_includes_its_lower_end() -> None:
     weights_NV = torch.tensor([1.0, 0.0, 2.0, 1.0]).expand(5, 4)
     uniform_N = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
     assert draw(weights_NV, uniform_N).tolist() == [0, 2, 2, 3, 3]
 
 
+@pytest.mark.usefixtures("_levels")
 def test_draw_at_the_end_of_a_block_does_not_fall_off_it() -> None:
     """The block's sum says the token is inside; its running sum, rounded otherwise, may say that it is past the end."""
     weights_NV = torch.rand((2000, 512), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -227,6 +237,7 @@ def test_draw_at_the_end_of_a_block_does_not_fall_off_it() -> None:
         assert (weights_NV.gather(1, tokens_N1) > 0).all()
 
 
+@pytest.mark.usefixtures("_levels")
 @pytest.mark.parametrize("V", [5, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_draw_never_returns_a_token_of_weight_zero(V: int, dtype: torch.dtype) -> None:
@@ -240,6 +251,7 @@ def test_draw_never_returns_a_token_of_weight_zero(V: int, dtype: torch.dtype) -
         assert (weights_NV.gather(1, tokens_N1) > 0).all()
 
 
+@pytest.mark.usefixtures("_levels")
 def test_draw_follows_the_weights() -> None:
     probs_V = distribution(random_logits(300, scale=1.0), Sampling())
     uniform_N = torch.rand(30_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

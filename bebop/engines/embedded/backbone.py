@@ -20,6 +20,7 @@ from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.cache import PrefillCache, SlotCache
 from bebop.engines.embedded.delta_net import DeltaNetCache, prefill_mix
 from bebop.engines.embedded.lean import Angles, LeanLayer, LeanNorm, can_be_lean, lean_norm
+from bebop.engines.embedded.matrices import Matrix
 from bebop.engines.embedded.rotary import Rotary
 from bebop.errors import UserError
 from bebop.models.policy import Policy
@@ -56,6 +57,7 @@ class Backbone:
         self._model: Any = policy.backbone.get_decoder()
         self._layers = list(self._model.layers)
         _check_layers(self._layers, policy)
+        self._dtype, self._device = policy.dtype, policy.device
         self._takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
         self._num_groups = policy.config.num_attention_heads // policy.config.num_key_value_heads
         head_dim = head_size(policy.config)
@@ -65,11 +67,13 @@ class Backbone:
             for index, layer in enumerate(self._layers)
         ]
         self._norm = (lean_norm(self._model.norm, policy.dtype) if lean else None) or self._model.norm
+        lm_head: Any = policy.backbone.get_output_embeddings()
+        self._lm_head = Matrix(lm_head) if any(layer is not None for layer in self._lean) else None
 
     def refresh(self) -> None:
         """The policy's weights may have changed: take over what was copied of them."""
-        for part in (*self._lean, self._norm):
-            if isinstance(part, LeanLayer | LeanNorm):
+        for part in (*self._lean, self._norm, self._lm_head):
+            if isinstance(part, LeanLayer | LeanNorm | Matrix):
                 part.refresh()
 
     @property
@@ -112,12 +116,18 @@ class Backbone:
             positions_BT=positions_BT,
             angles=self._rotary.at(positions_BT),
             lean_angles=self._rotary.lean_at(positions_BT),
-            mask=additive_mask(positions_BT, num_keys, self._num_groups, self.policy.dtype),
+            mask=additive_mask(positions_BT, num_keys, self._num_groups, self._dtype),
         )
         hidden_BTH = self.policy.embed(tokens_BT)
         for index in range(len(self._layers)):
             hidden_BTH = self._layer(index, hidden_BTH, window)
         return self._hidden(hidden_BTH)
+
+    def logits(self, hidden_XH: Tensor) -> Tensor:
+        """The lm_head's logits [..., V] of post-norm hidden states, or of a head's output."""
+        if self._lm_head is None:
+            return self.policy.logits(hidden_XH)
+        return self._lm_head(hidden_XH.reshape(-1, hidden_XH.shape[-1])).view(*hidden_XH.shape[:-1], -1)
 
     def _layer(self, index: int, hidden_BTH: Tensor, window: _Window) -> Tensor:
         layer, lean = self._layers[index], self._lean[index]
@@ -141,7 +151,7 @@ class Backbone:
         Rows that keep none are done with: what their slots hold is meaningless.
         """
         if self.delta.is_open:
-            self.delta.commit(torch.tensor(num_kept, device=self.policy.device).clamp(min=1))
+            self.delta.commit(torch.tensor(num_kept, device=self._device).clamp(min=1))
 
     def apart(self, num_slots: int) -> "Backbone":
         """The same layers over caches of their own."""

@@ -51,6 +51,7 @@ class Drafter:
         self.policy = policy
         self.head = head
         self.cache = SlotCache(num_slots)
+        self._dtype = policy.dtype
         like = torch.empty(0, dtype=policy.dtype, device=policy.device)
         self._waiting_SWH = allocate((num_slots, STORE_WIDTH, policy.config.hidden_size), like)
         self._lean = make_lean_head(head, policy.dtype, policy.device) if lean else None
@@ -70,7 +71,11 @@ class Drafter:
         """The head's keys over right-padded prompts; ``next_tokens_RT`` are the tokens one after each position."""
         cache = PrefillCache()
         positions_RT = torch.arange(hidden_RTH.shape[1], device=hidden_RTH.device).expand(hidden_RTH.shape[0], -1)
-        self.head(hidden_RTH, self.policy.embed(next_tokens_RT), positions_RT, cache=cache)
+        embeds_RTH = self.policy.embed(next_tokens_RT)
+        if self._lean is not None:
+            self._lean.remember(hidden_RTH, embeds_RTH, positions_RT, hidden_RTH.shape[1], cache)
+        else:
+            self.head(hidden_RTH, embeds_RTH, positions_RT, cache=cache)
         return cache
 
     def keep(self, hidden_BTH: Tensor, num_waiting_B: Tensor) -> None:
@@ -102,29 +107,28 @@ class Drafter:
         positions_RT = first_R[:, None] + torch.arange(hidden_RTH.shape[1], device=first_R.device)
         num_keys = aligned(longest, self.cache.capacity)
         self.cache.begin(positions_RT, num_keys)
-        mask = additive_mask(positions_RT, num_keys, self._num_groups, self.policy.dtype)
-        self._step(hidden_RTH, tokens_RT, positions_RT, mask)
+        embeds_RTH = self.policy.embed(tokens_RT)
+        if self._lean is not None:
+            self._lean.remember(hidden_RTH, embeds_RTH, positions_RT, self.cache.capacity, self.cache)
+        else:
+            mask = self._mask(positions_RT, num_keys)
+            self.head(hidden_RTH, embeds_RTH, positions_RT, attention_mask=mask, cache=self.cache)
 
     def draft(self, waiting: Waiting, num_drafts: int, choose: ChooseToken) -> Tensor:
         """Rebuild what waits, then draft; returns tokens [B, K] (nothing is chosen at K = 0)."""
         state = self._rebuild(waiting)
-        last_B1 = (waiting.counts_B - 1)[:, None]
-        index_B1H = last_B1[..., None].expand(-1, -1, state.output_BTH.shape[2])
-        output_BH = state.output_BTH.gather(1, index_B1H)[:, 0]
-        recycle_B1H = state.recycle_BTH.gather(1, index_B1H)
-        anchors_B1 = waiting.first_B[:, None] + last_B1
+        anchors_B1 = (waiting.first_B + waiting.counts_B - 1)[:, None]
         chain_BK = anchors_B1 + torch.arange(1, max(num_drafts, 1), device=anchors_B1.device)
         num_keys = aligned(waiting.longest + num_drafts - 1, self.cache.capacity)
-        masks = additive_mask(chain_BK[..., None].flatten(0, 1), num_keys, self._num_groups, self.policy.dtype)
+        masks = self._mask(chain_BK[..., None].flatten(0, 1), num_keys)
         masks = masks.view(*chain_BK.shape, *masks.shape[1:])
         drafts: list[Tensor] = []
         for depth in range(num_drafts):
             # A head that diverged must not reach the target: any finite draft is verified exactly.
-            drafts.append(choose(output_BH.nan_to_num(), depth))
+            drafts.append(choose(state.output_BTH[:, 0].nan_to_num(), depth))
             if depth + 1 < num_drafts:
                 self.cache.begin(chain_BK[:, depth, None], num_keys)
-                state = self._step(recycle_B1H, drafts[-1][:, None], chain_BK[:, depth, None], masks[:, depth])
-                output_BH, recycle_B1H = state.output_BTH[:, 0], state.recycle_BTH
+                state = self._step(state.recycle_BTH, drafts[-1], chain_BK[:, depth, None], masks[:, depth])
         return torch.stack(drafts, dim=1) if drafts else anchors_B1[:, :0]
 
     def move(self, source: int, target: int) -> None:
@@ -138,16 +142,28 @@ class Drafter:
         self._waiting_SWH[slot] = 0
 
     def _rebuild(self, waiting: Waiting) -> HeadState:
-        hidden_BWH = self._waiting_SWH[: waiting.first_B.shape[0], : waiting.width]
-        steps_W = torch.arange(waiting.width, device=waiting.first_B.device)
-        positions_BW = waiting.first_B[:, None] + steps_W
+        """Run what waits; -> the state [B, 1, H] of each row's last position."""
+        num_rows, device = waiting.first_B.shape[0], waiting.first_B.device
+        hidden_BWH = self._waiting_SWH[:num_rows, : waiting.width]
+        positions_BW = waiting.first_B[:, None] + torch.arange(waiting.width, device=device)
         num_keys = aligned(waiting.longest + waiting.width - 1, self.cache.capacity)
         self.cache.begin(positions_BW, num_keys)
-        mask = additive_mask(positions_BW, num_keys, self._num_groups, self.policy.dtype)
-        return self._step(hidden_BWH, waiting.tokens_BW, positions_BW, mask)
-
-    def _step(self, hidden_BTH: Tensor, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor) -> HeadState:
-        embeds_BTH = self.policy.embed(tokens_BT)
+        embeds_BWH = self.policy.embed(waiting.tokens_BW)
+        last_B = waiting.counts_B - 1
+        last_N = torch.arange(num_rows, device=device) * waiting.width + last_B
         if self._lean is not None:
-            return self._lean(hidden_BTH, embeds_BTH, positions_BT, mask, self.cache)
-        return self.head(hidden_BTH, embeds_BTH, positions_BT, attention_mask=mask, cache=self.cache)
+            mask = self._mask((waiting.first_B + last_B)[:, None], num_keys)
+            return self._lean(hidden_BWH, embeds_BWH, positions_BW, mask, self.cache, last_N)
+        mask = self._mask(positions_BW, num_keys)
+        state = self.head(hidden_BWH, embeds_BWH, positions_BW, attention_mask=mask, cache=self.cache)
+        output_B1H, recycle_B1H = (x.flatten(0, 1)[last_N, None] for x in (state.output_BTH, state.recycle_BTH))
+        return HeadState(output_BTH=output_B1H, recycle_BTH=recycle_B1H)
+
+    def _step(self, hidden_B1H: Tensor, tokens_B: Tensor, positions_B1: Tensor, mask: Tensor) -> HeadState:
+        embeds_B1H = self.policy.embed(tokens_B[:, None])
+        if self._lean is not None:
+            return self._lean(hidden_B1H, embeds_B1H, positions_B1, mask, self.cache)
+        return self.head(hidden_B1H, embeds_B1H, positions_B1, attention_mask=mask, cache=self.cache)
+
+    def _mask(self, positions_BT: Tensor, num_keys: int) -> Tensor:
+        return additive_mask(positions_BT, num_keys, self._num_groups, self._dtype)

@@ -43,6 +43,7 @@ class EmbeddedEngine:
         self.policy = policy
         self.options = options or EmbeddedOptions()
         self.version = version
+        self._device = policy.device
         self.clock = PhaseClock(policy.device, self.options.synchronise)
         self.max_context = self.options.max_context or policy.config.max_position_embeddings
         self._backbone = self._make_backbone()
@@ -120,7 +121,7 @@ class EmbeddedEngine:
             if not scheduler.rows:
                 return []
             if changed or self._selector is None:
-                self._selector = Selector(self.policy, self.options, scheduler.rows, self.clock)
+                self._selector = Selector(self._backbone, self.options, scheduler.rows, self.clock)
             started = time.perf_counter()
             accepted = self._decode(scheduler.rows, self._selector)
             self._learn(scheduler.rows, accepted, time.perf_counter() - started)
@@ -157,7 +158,7 @@ class EmbeddedEngine:
         """Draft tokens [B, K]; the hidden states that waited for the head are used up when it runs."""
         must_rebuild = max(row.num_waiting for row in rows) >= STORE_WIDTH
         if self._drafter is None or (num_drafts == 0 and not must_rebuild):
-            return torch.empty(len(rows), 0, dtype=torch.long, device=self.policy.device)
+            return torch.empty(len(rows), 0, dtype=torch.long, device=self._device)
         drafts_BK = self._drafter.draft(self._waiting(rows), num_drafts, selector.choose)
         for row in rows:
             row.num_waiting = 0
@@ -288,4 +289,4 @@ class EmbeddedEngine:
             self._drafter.move(source, target)
 
     def _tensor(self, values: list) -> Tensor:
-        return torch.tensor(values, device=self.policy.device)
+        return torch.tensor(values, device=self._device)

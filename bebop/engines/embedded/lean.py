@@ -1,12 +1,13 @@
 """Decoder layers in few operations, for small float32 models whose time goes into dispatch.
 
 transformers' modules spend 80 to 100 operations per layer and token step; at the sizes a CPU serves, most of the time
-is spent getting from one to the next. Here the same weights take about 40: queries and keys share norm and rotation,
-norms are four operations, residuals ride on the matrix products. The modules stay the reference: prefill uses them,
-``EmbeddedOptions.lean=False`` uses them everywhere, and the tests compare the two.
+is spent getting from one to the next. Here the same weights take about 30: matrices that read the same input are one
+(a copy, see ``matrices``), queries and keys share norm and rotation, norms are four operations, residuals ride on the
+matrix products. The modules stay the reference: prefill uses them, ``EmbeddedOptions.lean=False`` uses them
+everywhere, and the tests compare the two.
 
 Legend: B rows, T tokens of a row, N = B T, H hidden size, A query heads, G key heads, R = A + G, D head size,
-L keys, I intermediate size, X = A D, P positions.
+L keys, I intermediate size, X = A D, P positions, M tokens whose output is wanted.
 """
 
 import math
@@ -23,6 +24,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
 from bebop.engines.embedded.cache import SlotCache
+from bebop.engines.embedded.matrices import Matrix
 
 _IS_GATED: dict[type, bool] = {
     Qwen3_5DecoderLayer: True,
@@ -49,7 +51,9 @@ class Angles:
     def at(self, positions_N: Tensor) -> "Angles":
         """The angles of some positions, where this is a table by position."""
         return Angles(
-            cos_N1D=self.cos_N1D[positions_N], sin_N1D=self.sin_N1D[positions_N], num_rotated=self.num_rotated
+            cos_N1D=self.cos_N1D.index_select(0, positions_N),
+            sin_N1D=self.sin_N1D.index_select(0, positions_N),
+            num_rotated=self.num_rotated,
         )
 
     def rotate(self, heads_NRD: Tensor) -> Tensor:
@@ -104,88 +108,107 @@ class LeanFeedForward:
     """Second half of a decoder layer: x + mlp(norm(x))."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self._mlp: Any = layer.mlp
-        self.norm = LeanNorm(layer.post_attention_layernorm)  # pyright: ignore[reportArgumentType]
+        mlp: Any = layer.mlp
+        self._norm = LeanNorm(layer.post_attention_layernorm)  # pyright: ignore[reportArgumentType]
+        self._gate_and_up = Matrix(mlp.gate_proj, mlp.up_proj)
+        self._down = Matrix(mlp.down_proj)
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        for part in (self._norm, self._gate_and_up, self._down):
+            part.refresh()
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
-        mlp, normed_NH = self._mlp, self.norm(hidden_NH)
-        inner_NI = F.silu(F.linear(normed_NH, mlp.gate_proj.weight)).mul_(F.linear(normed_NH, mlp.up_proj.weight))
-        return torch.addmm(hidden_NH, inner_NI, mlp.down_proj.weight.t())
+        gate_NI, up_NI = self._gate_and_up(self._norm(hidden_NH)).chunk(2, dim=1)
+        return self._down.onto(hidden_NH, F.silu(gate_NI).mul_(up_NI))
 
 
 class LeanLayer:
     """A decoder layer of softmax attention over a ``SlotCache``."""
 
     def __init__(self, layer: nn.Module, index: int) -> None:
-        self._attention: Any = layer.self_attn
+        attention: Any = layer.self_attn
         self._index = index
         self._is_gated = _IS_GATED[type(layer)]
+        self._scaling: float = attention.scaling
+        config = attention.config
+        self._num_heads, self._num_key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._head_dim: int = attention.head_dim
         norm = layer.input_layernorm
         self._norm = None if isinstance(norm, nn.Identity) else LeanNorm(norm)  # pyright: ignore[reportArgumentType]
+        self._project = Matrix(attention.q_proj, attention.k_proj, attention.v_proj, arrange=self._by_use)
+        self._out = Matrix(attention.o_proj)
         self._feed_forward = LeanFeedForward(layer)
-        has_head_norms = hasattr(self._attention, "q_norm")
-        self._query_norm = LeanNorm(self._attention.q_norm) if has_head_norms else None
-        self._key_norm = LeanNorm(self._attention.k_norm) if has_head_norms else None
+        has_head_norms = hasattr(attention, "q_norm")
+        self._query_norm = LeanNorm(attention.q_norm) if has_head_norms else None
+        self._key_norm = LeanNorm(attention.k_norm) if has_head_norms else None
         self._head_scale_RD = torch.empty(0)
-        config = self._attention.config
-        self._num_heads, self._num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the norms' weights as they are now; the matrices are read where they are."""
-        norms = (self._norm, self._feed_forward.norm, self._query_norm, self._key_norm)
-        for norm in norms:
-            if norm is not None:
-                norm.refresh()
+        """Take over the weights as they are now."""
+        parts = (self._norm, self._project, self._out, self._feed_forward, self._query_norm, self._key_norm)
+        for part in parts:
+            if part is not None:
+                part.refresh()
         if self._query_norm is not None and self._key_norm is not None:
             scales = [self._query_norm.scale] * self._num_heads + [self._key_norm.scale] * self._num_key_heads
             self._head_scale_RD = torch.stack(scales)
 
-    def __call__(self, hidden_NH: Tensor, angles: Angles, mask: Tensor, cache: SlotCache) -> Tensor:
-        """Same mathematics as the module's ``forward``; ``mask`` is ``additive_mask``'s."""
-        attention = self._attention
-        normed_NH = hidden_NH if self._norm is None else self._norm(hidden_NH)
-        query_NAD, key_NGD, gate_NX = self._heads(normed_NH, angles)
-        value_NGD = _linear(attention.v_proj, normed_NH).view(key_NGD.shape)
+    def __call__(
+        self, hidden_NH: Tensor, angles: Angles, mask: Tensor, cache: SlotCache, last_M: Tensor | None = None
+    ) -> Tensor:
+        """Same mathematics as the module's ``forward``; ``mask`` is ``additive_mask``'s.
+
+        With ``last_M`` all N tokens leave their keys and values in the cache, and the output [M, H] is of those M alone
+        (mask too).
+        """
+        query_NAD, gate_NX, key_NGD, value_NGD = self.heads(hidden_NH, angles)
         key_BGLD, value_BGLD = cache.write(key_NGD, value_NGD, self._index)
-        out_NX = _attend(query_NAD, key_BGLD, value_BGLD, mask, attention.scaling)
+        if last_M is not None:
+            hidden_NH, query_NAD = hidden_NH.index_select(0, last_M), query_NAD.index_select(0, last_M)
+            gate_NX = None if gate_NX is None else gate_NX.index_select(0, last_M)
+        out_NX = _attend(query_NAD, key_BGLD, value_BGLD, mask, self._scaling)
         if gate_NX is not None:
             out_NX = out_NX * gate_NX.sigmoid()
-        out_proj = attention.o_proj
-        summed_NH = hidden_NH if out_proj.bias is None else hidden_NH + out_proj.bias
-        return self._feed_forward(torch.addmm(summed_NH, out_NX, out_proj.weight.t()))
+        return self._feed_forward(self._out.onto(hidden_NH, out_NX))
 
-    def _heads(self, normed_NH: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Normed and rotated queries [N, A, D] and keys [N, G, D], and the gate [N, A D] of gated layers."""
-        num_tokens = normed_NH.shape[0]
-        query_NAD = _linear(self._attention.q_proj, normed_NH).view(num_tokens, self._num_heads, -1)
-        key_NGD = _linear(self._attention.k_proj, normed_NH).view(num_tokens, self._num_key_heads, -1)
+    def heads(self, hidden_NH: Tensor, angles: Angles) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Normed and rotated queries [N, A, D], the gate [N, A D] of gated layers, normed and rotated keys and values
+        [N, G, D]."""
+        num_tokens = hidden_NH.shape[0]
+        projected_NO = self._project(hidden_NH if self._norm is None else self._norm(hidden_NH))
+        num_rotated, num_values = (self._num_heads + self._num_key_heads), self._num_key_heads
+        heads_NRD = projected_NO[:, : num_rotated * self._head_dim].view(num_tokens, num_rotated, self._head_dim)
+        value_NGD = projected_NO[:, -num_values * self._head_dim :].view(num_tokens, num_values, self._head_dim)
         gate_NX = None
         if self._is_gated:
-            query_NAD, gate_NAD = query_NAD.chunk(2, dim=-1)
-            gate_NX = gate_NAD.reshape(num_tokens, -1)
-        heads_NRD = torch.cat([query_NAD, key_NGD], dim=1)
+            gate_NX = projected_NO[:, num_rotated * self._head_dim : -num_values * self._head_dim]
         if self._query_norm is not None:
             heads_NRD = self._query_norm.over_length(heads_NRD) * self._head_scale_RD
         heads_NRD = angles.rotate(heads_NRD)
-        return heads_NRD[:, : self._num_heads], heads_NRD[:, self._num_heads :], gate_NX
+        return heads_NRD[:, : self._num_heads], gate_NX, heads_NRD[:, self._num_heads :], value_NGD
+
+    def _by_use(self, tensors: list[Tensor]) -> Tensor:
+        """Rows of the three projections as queries, keys, gate, values; a gated layer's queries and gate come head by
+        head."""
+        query, key, value = tensors
+        if not self._is_gated:
+            return torch.cat([query, key, value])
+        query, gate = query.unflatten(0, (self._num_heads, 2, self._head_dim)).unbind(1)
+        return torch.cat([query.flatten(0, 1), key, gate.flatten(0, 1), value])
 
 
 def can_be_lean(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Whether ``LeanLayer`` computes what this layer does: a known class and activation, in float32."""
     mlp = getattr(layer, "mlp", None)
     is_silu = isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation)
-    has_bias = any(getattr(getattr(mlp, name, None), "bias", None) is not None for name in ("gate_proj", "down_proj"))
-    return type(layer) in _IS_GATED and is_silu and not has_bias and dtype == torch.float32
+    return type(layer) in _IS_GATED and is_silu and dtype == torch.float32
 
 
 def lean_norm(module: nn.Module, dtype: torch.dtype) -> LeanNorm | None:
     """A lean form of the norm, where it is known and the numbers are float32."""
     return LeanNorm(module) if type(module) in _IS_ZERO_CENTRED and dtype == torch.float32 else None
-
-
-def _linear(module: nn.Linear, x_NH: Tensor) -> Tensor:
-    return F.linear(x_NH, module.weight, module.bias)
 
 
 def _attend(query_NAD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor, scaling: float) -> Tensor:

@@ -1,16 +1,20 @@
-"""The MTP head in few operations: ``MTPHead.forward`` over a ``SlotCache`` with lean norms and a lean layer.
+"""The MTP head in few operations: ``MTPHead.forward`` over the engine's caches with lean norms and a lean layer.
 
-Legend: B rows, T positions of a row, N = B T, H hidden size.
+The head has one layer, so its keys and values depend on what enters it alone: positions that nothing is drafted from
+leave them in the cache and go no further.
+
+Legend: B rows, T positions of a row, N = B T, M positions whose output is wanted, H hidden size, G key heads, D head
+size.
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bebop.engines.embedded.cache import SlotCache
+from bebop.engines.embedded.cache import PrefillCache, SlotCache
 from bebop.engines.embedded.lean import LeanLayer, LeanNorm, can_be_lean, lean_norm
+from bebop.engines.embedded.matrices import Matrix
 from bebop.engines.embedded.rotary import Rotary
 from bebop.models.head import HeadState, MTPHead
 
@@ -22,6 +26,7 @@ class LeanHead:
 
     def __init__(self, head: MTPHead, dtype: torch.dtype, device: torch.device) -> None:
         self._head = head
+        self._fuse = Matrix(head.fuse)
         self._layer = LeanLayer(head.layer, 0)
         norms = (head.embedding_norm, head.hidden_norm, head.output_norm)
         self._embedding_norm, self._hidden_norm, self._output_norm = (lean_norm(m, dtype) or m for m in norms)
@@ -29,27 +34,52 @@ class LeanHead:
         self._rotary = Rotary(head.rotary, head_dim, dtype, device)
 
     def refresh(self) -> None:
-        """Take over the norms' weights as they are now."""
-        for part in (self._layer, self._embedding_norm, self._hidden_norm, self._output_norm):
-            if isinstance(part, LeanLayer | LeanNorm):
+        """Take over the weights as they are now."""
+        for part in (self._fuse, self._layer, self._embedding_norm, self._hidden_norm, self._output_norm):
+            if isinstance(part, Matrix | LeanLayer | LeanNorm):
                 part.refresh()
 
     def __call__(
-        self, hidden_BTH: Tensor, token_embeds_BTH: Tensor, positions_BT: Tensor, mask: Tensor, cache: SlotCache
+        self,
+        hidden_BTH: Tensor,
+        token_embeds_BTH: Tensor,
+        positions_BT: Tensor,
+        mask: Tensor,
+        cache: SlotCache,
+        last_M: Tensor | None = None,
     ) -> HeadState:
-        """One draft depth for every position; ``mask`` is ``additive_mask``'s."""
+        """One draft depth: keys and values of every position, and the output [M, 1, H] of ``last_M``, an index into the
+        N positions (None = all); ``mask`` is ``additive_mask``'s for those M."""
+        fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, cache.capacity)
+        layer_MH = self._layer(fused_NH, self._rotary.lean_at(positions_BT), mask, cache, last_M)
+        output_MH = self._output_norm(layer_MH)
+        recycle_MH = output_MH if self._head.contract.recycle == "post" else layer_MH
+        return HeadState(output_BTH=output_MH[:, None], recycle_BTH=recycle_MH[:, None])
+
+    def remember(
+        self,
+        hidden_BTH: Tensor,
+        token_embeds_BTH: Tensor,
+        positions_BT: Tensor,
+        num_positions: int,
+        cache: SlotCache | PrefillCache,
+    ) -> None:
+        """Leave the keys and values of every position, all below ``num_positions``, in the cache."""
+        fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, num_positions)
+        _, _, key_NGD, value_NGD = self._layer.heads(fused_NH, self._rotary.lean_at(positions_BT))
+        key_BGTD, value_BGTD = (x.unflatten(0, positions_BT.shape).transpose(1, 2) for x in (key_NGD, value_NGD))
+        cache.update(key_BGTD, value_BGTD, 0)
+
+    def _fused(self, hidden_BTH: Tensor, token_embeds_BTH: Tensor, positions_BT: Tensor, num_positions: int) -> Tensor:
+        """What enters the layer, [N, H]; positions are below ``num_positions``."""
         contract = self._head.contract
-        self._rotary.reserve(cache.capacity)
+        self._rotary.reserve(num_positions)
         if contract.zero_embedding_at_position_0:
             token_embeds_BTH = token_embeds_BTH.masked_fill((positions_BT == 0)[..., None], 0.0)
         pair = [self._embedding_norm(token_embeds_BTH), self._hidden_norm(hidden_BTH)]
         if contract.concat_order == "hidden_first":
             pair.reverse()
-        fused_NH = F.linear(torch.cat(pair, dim=-1).flatten(0, 1), self._head.fuse.weight)
-        layer_NH = self._layer(fused_NH, self._rotary.lean_at(positions_BT), mask, cache)
-        output_BTH = self._output_norm(layer_NH).view(hidden_BTH.shape)
-        recycle_BTH = output_BTH if contract.recycle == "post" else layer_NH.view(hidden_BTH.shape)
-        return HeadState(output_BTH=output_BTH, recycle_BTH=recycle_BTH)
+        return self._fuse(torch.cat(pair, dim=-1).flatten(0, 1))
 
 
 def make_lean_head(head: nn.Module, dtype: torch.dtype, device: torch.device) -> LeanHead | None:

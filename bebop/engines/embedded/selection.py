@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bebop.core.sampling import SamplingTensors, distribution, stack_sampling
+from bebop.core.sampling import SamplingTensors, distribution, restrict, stack_sampling
 from bebop.core.streams import RoundStreams
+from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.clock import Phase, PhaseClock
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.embedded.rows import Block, Row
 from bebop.engines.embedded.rules import Drafts, NoiseAt, rule_named
-from bebop.models.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +54,10 @@ class Outcome:
 class Selector:
     """The choices of a fixed set of rows; made anew when the batch changes."""
 
-    def __init__(self, policy: Policy, options: EmbeddedOptions, rows: list[Row], clock: PhaseClock) -> None:
-        self._policy = policy
+    def __init__(self, backbone: Backbone, options: EmbeddedOptions, rows: list[Row], clock: PhaseClock) -> None:
+        policy = backbone.policy
+        self._device, self._vocabulary = policy.device, policy.config.vocab_size
+        self._logits = backbone.logits
         self._options = options
         self._clock = clock
         self._rule = rule_named(options.rule)
@@ -75,8 +77,9 @@ class Selector:
         self._probs_KBV: list[Tensor] = []
         self._output_KBH: list[Tensor] = []
         self._draft_KB: list[Tensor] = []
+        self._streams: list[RoundStreams] = []
         self._noise: list[NoiseAt] = []
-        """Of each chunk, for the drafts of a round."""
+        """Of each chunk, for a round and for its drafts."""
 
     @property
     def num_drafts(self) -> int:
@@ -94,17 +97,19 @@ class Selector:
         uniform = min(num_drafts) == max(num_drafts)
         self._length_B = None if uniform else torch.tensor(num_drafts, device=position_B.device)
         self._probs_KBV, self._output_KBH, self._draft_KB = [], [], []
+        self._streams = [
+            RoundStreams(seed_B=self._seed_B[chunk.rows], position_B=position_B[chunk.rows]) for chunk in self._chunks
+        ]
         self._noise = []
         if self.num_drafts > 0:
-            size = self._policy.config.vocab_size
-            self._noise = [self._rule.noise(self._streams(chunk.rows), self.num_drafts, size) for chunk in self._chunks]
+            self._noise = [self._rule.noise(one, self.num_drafts, self._vocabulary) for one in self._streams]
 
     def choose(self, output_BH: Tensor, depth: int) -> Tensor:
         """Draft one token per row from what enters the lm_head."""
         keep = self.num_drafts <= self._keeps
         parts, probs = [], []
         for chunk, noise in zip(self._chunks, self._noise, strict=True):
-            logits_bV = self._policy.logits(output_BH[chunk.rows])
+            logits_bV = self._logits(output_BH[chunk.rows])
             self._clock.lap(Phase.DRAFT)
             probs_bV = distribution(logits_bV, chunk.sampling)
             parts.append(self._rule.propose(probs_bV, noise(depth)))
@@ -123,24 +128,26 @@ class Selector:
         draft_BK = (
             torch.stack(self._draft_KB, dim=1) if self._draft_KB else self._position_B.new_empty(len(hidden_BJH), 0)
         )
-        parts = [self._verify_chunk(hidden_BJH, draft_BK, chunk) for chunk in self._chunks]
+        pairs = zip(self._chunks, self._streams, strict=True)
+        parts = [self._verify_chunk(hidden_BJH, draft_BK, chunk, streams) for chunk, streams in pairs]
         return Outcome(packed=_join(parts), num_drafts=self._num_drafts)
 
-    def _verify_chunk(self, hidden_BJH: Tensor, draft_BK: Tensor, chunk: _Chunk) -> Tensor:
-        logits_bJV = self._policy.logits(hidden_BJH[chunk.rows])
+    def _verify_chunk(self, hidden_BJH: Tensor, draft_BK: Tensor, chunk: _Chunk, streams: RoundStreams) -> Tensor:
+        logits_bJV = self._logits(hidden_BJH[chunk.rows])
         self._clock.lap(Phase.VERIFY)
         logits_bJV = logits_bJV.float()
-        target_bJV = distribution(logits_bJV, chunk.sampling)
+        scaled_bJV = restrict(logits_bJV, chunk.sampling)
+        target_bJV = scaled_bJV.softmax(dim=-1)
         draft_bKV = self._all_draft_probs(chunk, target_bJV)
         draft_bK = draft_BK[chunk.rows]
         lengths_b = self._length_B[chunk.rows] if self._length_B is not None else None
-        verdict = self._rule.judge(Drafts(draft_bK, draft_bKV, lengths_b), target_bJV, self._streams(chunk.rows))
+        verdict = self._rule.judge(Drafts(draft_bK, draft_bKV, lengths_b), target_bJV, streams)
         emitted_bJ = torch.cat([draft_bK, draft_bK.new_zeros(len(draft_bK), 1)], dim=1)
         # NaN logits can leave any index; such rows stop, and their tokens must still be in the vocabulary.
         next_b1 = verdict.next_token_B[:, None].clamp(0, target_bJV.shape[2] - 1)
         emitted_bJ = emitted_bJ.scatter(1, verdict.num_accepted_B[:, None], next_b1)
         logprob_bJ = target_bJV.gather(2, emitted_bJ[..., None])[..., 0].log()
-        entropy_bJ = torch.special.entr(target_bJV).sum(-1)
+        entropy_bJ = _entropy(scaled_bJV, target_bJV, emitted_bJ, logprob_bJ)
         raw_bJ = logprob_bJ
         if not _is_plain(chunk.sampling):
             raw_bJ = logits_bJV.gather(2, emitted_bJ[..., None])[..., 0] - logits_bJV.logsumexp(-1)
@@ -154,11 +161,8 @@ class Selector:
         columns = (*counts, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, draft_logprob_bK, overlap_bK)
         return torch.cat([column.double() for column in columns], dim=1)
 
-    def _streams(self, rows: slice) -> RoundStreams:
-        return RoundStreams(seed_B=self._seed_B[rows], position_B=self._position_B[rows])
-
     def _draft_probs(self, output_BH: Tensor, chunk: _Chunk) -> Tensor:
-        return distribution(self._policy.logits(output_BH[chunk.rows]), chunk.sampling)
+        return distribution(self._logits(output_BH[chunk.rows]), chunk.sampling)
 
     def _all_draft_probs(self, chunk: _Chunk, target_bJV: Tensor) -> Tensor:
         """[b, K, V], kept or computed again."""
@@ -169,7 +173,18 @@ class Selector:
         return target_bJV[:, :0]
 
     def _stack(self, rows: list[Row]) -> SamplingTensors:
-        return stack_sampling([row.request.sampling for row in rows], self._policy.device)
+        return stack_sampling([row.request.sampling for row in rows], self._device)
+
+
+def _entropy(scaled_bJV: Tensor, target_bJV: Tensor, emitted_bJ: Tensor, logprob_bJ: Tensor) -> Tensor:
+    """Entropy [b, J] in nats, where ``emitted_bJ`` has a chance: log Z - sum p z, with log Z from that token.
+
+    A logarithm per token of the vocabulary would take three times as long as the softmax. Overwrites -inf in the logits
+    with the lowest number: outside the support p is 0, and the product would be NaN.
+    """
+    log_z_bJ = scaled_bJV.gather(2, emitted_bJ[..., None])[..., 0] - logprob_bJ
+    mean_bJ = torch.linalg.vecdot(scaled_bJV.clamp_(min=torch.finfo(scaled_bJV.dtype).min), target_bJV)
+    return (log_z_bJ - mean_bJ).clamp_(min=0)
 
 
 def _is_plain(sampling: SamplingTensors) -> bool:
