@@ -119,9 +119,10 @@ def rules_table(bench: ObjectiveBench, results: Sequence[ArmResult]) -> Iterator
 
 def fresh_table(bench: ObjectiveBench, results: Sequence[ArmResult]) -> Iterator[str]:
     rows = []
+    warm_up, share = bench.warm_up, f"{bench.warm_up.until_share:.0%}"
     kinds: tuple[tuple[ArmKind, str], ...] = (
         ("from_start", "kl, then this"),
-        ("fresh", f"warm-up by {bench.warm_up.objective} to an overlap of {bench.warm_up.until_overlap:g}"),
+        ("fresh", f"warm-up by {warm_up.objective} to an overlap of {warm_up.until_overlap:g} or {share} of the steps"),
         ("fresh_without_warm_up", "none"),
     )
     for objective in bench.arms.fresh:

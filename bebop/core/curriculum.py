@@ -32,10 +32,10 @@ class WarmUp:
     """What trains until the head overlaps enough with the target."""
 
     terms: tuple[LossTerm, ...] = (LossTerm(objective="kl"),)
-    until_overlap: float = 0.8
+    until_overlap: float = 0.95
     """Mean overlap over all counted (chain, depth) rows from which the main objective takes over, for good. Handing
     over early costs more than handing over late: the overlap's gradient is small where the overlap is."""
-    until_share: float = 0.6
+    until_share: float = 0.7
     """Share of the training's steps after which it takes over in any case."""
 
     def __post_init__(self) -> None:

@@ -90,9 +90,9 @@ class WarmUpConfig(ConfigModel):
     """What trains first: an overlap loss has no gradient where nothing overlaps yet."""
 
     objective: str = "kl"
-    until_overlap: float = Field(default=0.8, gt=0, lt=1)
+    until_overlap: float = Field(default=0.95, gt=0, lt=1)
     """Mean overlap over all depths from which the main objective takes over, for good."""
-    until_share: float = Field(default=0.6, gt=0, lt=1)
+    until_share: float = Field(default=0.7, gt=0, lt=1)
     """Share of the steps after which it takes over in any case."""
 
     def record(self) -> WarmUp:

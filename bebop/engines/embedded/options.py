@@ -37,7 +37,8 @@ class EmbeddedOptions:
     recompute_cache: bool = True
     measure_overlap: bool = True
     lean: bool = True
-    """Decode by lean layers where there are any; False runs transformers' modules, the reference."""
+    """Decode by lean layers where there are any, which keep a copy of their matrices; False runs transformers' modules,
+    the reference."""
     synchronise: bool = False
     """Wait for the accelerator at every phase, for a truthful time split; costs speed."""
 
