@@ -130,7 +130,7 @@ def uninitialised_settings() -> Edits:
             other if row.logprobs and not row.request.sampling.is_greedy else row.request.sampling
             for row, other in zip(rows, garbage, strict=False)
         ]
-        return stack_sampling(samplings, self._policy.device)
+        return stack_sampling(samplings, self._device)
 
     return [
         (EmbeddedEngine, "_draft_lengths", draft_lengths),
