@@ -39,9 +39,9 @@ class Wanted:
     max_drafts: int
     rule: str = "rejection"
     temperature: float = 1.0
-    task: str = "math"
-    tokens: int = 64
-    """Length of a completion."""
+    task: str = "code"
+    tokens: int = 40
+    """Length of a completion. Behind its own end it is nothing that the head was trained on, so no more than that."""
     context: int = 0
     """Tokens of a prompt for the costs, if longer than the task's own; acceptance is always that of the task's."""
 
