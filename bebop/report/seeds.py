@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def main(words: Sequence[str]) -> None:
     print("\n".join(sentence(one) for one in comparisons))
     if file is not None:
         report = {"arms": [asdict(one) for one in arms], "comparisons": [asdict(one) for one in comparisons]}
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def summary(name: str, paths: str) -> ArmSummary:
@@ -157,10 +158,21 @@ def table(arms: Sequence[ArmSummary]) -> list[str]:
     return lines
 
 
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: bounds that are not known become null."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def sentence(one: Comparison) -> str:
     gap = one.difference
+    has_interval = not math.isnan(gap.low)
+    interval = f"{gap.low:+.3f} to {gap.high:+.3f}" if has_interval else "no interval from one seed"
     return (
-        f"{one.figure}, {one.arms[0]} less {one.arms[1]}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}), "
+        f"{one.figure}, {one.arms[0]} less {one.arms[1]}: {gap.value:+.3f} ({interval}), "
         f"permutation p = {one.p_value:.2f}"
     )
 

@@ -70,3 +70,10 @@ def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
     (path / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "reward": 0.5}\n', encoding="utf-8")
     with pytest.raises(UserError, match="evaluation"):
         summary("with", str(path))
+
+
+def test_one_seed_has_no_interval_and_its_bounds_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = write_run(tmp_path / "a", (0.2, 0.5)), write_run(tmp_path / "b", (0.2, 0.4))
+    main([f"with={one}", f"without={other}", "--json", str(tmp_path / "seeds.json")])
+    assert "+0.100 (no interval from one seed), permutation p = 1.00" in capsys.readouterr().out
+    assert json.loads((tmp_path / "seeds.json").read_text())["comparisons"][0]["difference"]["low"] is None
