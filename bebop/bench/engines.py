@@ -7,7 +7,6 @@ as the others. On one CPU thread time is processor time, otherwise wall time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from bebop.bench.timing import spread
+from bebop.bench.timing import now, spread
 from bebop.core.sampling import Sampling
 from bebop.engines.base import DraftStats, Engine, Request
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
@@ -74,7 +73,9 @@ def bench_engines(
             for name in bench.engines
             for k in bench.draft_lengths
         }
-        results = {str(batch): dict(_measure(engines, prompts, bench, batch, report)) for batch in bench.batches}
+        results = {
+            str(batch): dict(_measure(engines, prompts, bench, batch, policy.device, report)) for batch in bench.batches
+        }
     return {
         "bench": asdict(bench),
         "policy": {"dtype": str(dtype).removeprefix("torch."), "vocabulary": policy.config.vocab_size},
@@ -97,6 +98,7 @@ def _measure(
     prompts: Sequence[Prompt],
     bench: EngineBench,
     batch: int,
+    device: torch.device,
     report: Callable[[str], None],
 ) -> Iterator[tuple[str, Any]]:
     """Figures of one batch size, by arm; then the ratios."""
@@ -104,7 +106,7 @@ def _measure(
     runs: dict[tuple[EngineName, int], list[_Run]] = {arm: [] for arm in engines}
     for repetition in range(bench.repetitions + 1):
         for arm, engine in engines.items():
-            runs[arm].append(_time(engine, _requests(chosen, bench, repetition)))
+            runs[arm].append(_time(engine, _requests(chosen, bench, repetition), device))
         report(f"batch {batch}: repetition {repetition} of {bench.repetitions} done")
     for done in runs.values():
         done.pop(0)  # warms up
@@ -116,12 +118,11 @@ def _measure(
     )
 
 
-def _time(engine: Engine, requests: list[Request]) -> _Run:
-    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = now()
+def _time(engine: Engine, requests: list[Request], device: torch.device) -> _Run:
+    start = now(device)
     done = engine.generate(requests)
     return _Run(
-        seconds=now() - start,
+        seconds=now(device) - start,
         tokens=sum(len(one.tokens) for one in done),
         drafts=sum((one.drafts for one in done), DraftStats()),
     )

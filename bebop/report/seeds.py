@@ -169,8 +169,7 @@ def without_nan(value: Any) -> Any:
 
 def sentence(one: Comparison) -> str:
     gap = one.difference
-    has_interval = not math.isnan(gap.low)
-    interval = f"{gap.low:+.3f} to {gap.high:+.3f}" if has_interval else "no interval from one seed"
+    interval = f"{gap.low:+.3f} to {gap.high:+.3f}" if gap.has_interval else "no interval from one seed"
     return (
         f"{one.figure}, {one.arms[0]} less {one.arms[1]}: {gap.value:+.3f} ({interval}), "
         f"permutation p = {one.p_value:.2f}"

@@ -16,6 +16,7 @@ from small_policies import (
 from bebop.core.acceptance import entropy
 from bebop.core.sampling import Sampling, distribution
 from bebop.engines.base import Request, StopReason, TokenSource
+from bebop.engines.embedded.selection import _entropy
 from bebop.models.policy import Policy
 
 RULES = ("rejection", "block", "target_only", "coupled")
@@ -118,6 +119,14 @@ def test_each_request_may_have_its_own_draft_length(policy: Policy) -> None:
     assert [c.tokens for c in together] == [c.tokens for c in alone]
     assert [len(c.drafts.drafted) for c in together] == [i % 4 for i in range(len(PROMPTS))]
     assert set(together[0].sources) == {TokenSource.SAMPLED}
+
+
+def test_the_entropy_of_tokens_that_the_policy_excludes_is_none() -> None:
+    """Logits of -inf, as of a padded vocabulary, have p = 0 and add nothing."""
+    logits_11V = torch.tensor([[[1.0, -torch.inf, 0.5, -2.0, -torch.inf]]])
+    probs_11V = logits_11V.softmax(-1)
+    found_11 = _entropy(logits_11V.clone(), probs_11V, torch.tensor([[2]]), probs_11V[..., 2].log())
+    torch.testing.assert_close(found_11, entropy(probs_11V))
 
 
 @pytest.mark.parametrize("num_drafts", [0, 3])

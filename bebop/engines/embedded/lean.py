@@ -3,8 +3,8 @@
 transformers' modules spend 80 to 100 operations per layer and token step; at the sizes a CPU serves, most of the time
 is spent getting from one to the next. Here the same weights take about 30: matrices that read the same input are one
 (a copy, see ``matrices``), queries and keys share norm and rotation, norms are four operations, residuals ride on the
-matrix products. The modules stay the reference: prefill uses them, ``EmbeddedOptions.lean=False`` uses them
-everywhere, and the tests compare the two.
+matrix products. The modules stay the reference: the backbone's prefill uses them, ``EmbeddedOptions.lean=False`` uses
+them everywhere, and the tests compare the two.
 
 Legend: B rows, T tokens of a row, N = B T, H hidden size, A query heads, G key heads, R = A + G, D head size,
 L keys, I intermediate size, X = A D, P positions, M tokens whose output is wanted.
@@ -134,6 +134,9 @@ class LeanLayer:
         config = attention.config
         self._num_heads, self._num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim: int = attention.head_dim
+        num_heads = (self._num_heads + self._num_key_heads, self._num_heads * self._is_gated, self._num_key_heads)
+        self._widths = [count * self._head_dim for count in num_heads]
+        """Columns that ``_by_use`` gives to queries and keys, gate, values."""
         norm = layer.input_layernorm
         self._norm = None if isinstance(norm, nn.Identity) else LeanNorm(norm)  # pyright: ignore[reportArgumentType]
         self._project = Matrix(attention.q_proj, attention.k_proj, attention.v_proj, arrange=self._by_use)
@@ -176,18 +179,14 @@ class LeanLayer:
     def heads(self, hidden_NH: Tensor, angles: Angles) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Normed and rotated queries [N, A, D], the gate [N, A D] of gated layers, normed and rotated keys and values
         [N, G, D]."""
-        num_tokens = hidden_NH.shape[0]
         projected_NO = self._project(hidden_NH if self._norm is None else self._norm(hidden_NH))
-        num_rotated, num_values = (self._num_heads + self._num_key_heads), self._num_key_heads
-        heads_NRD = projected_NO[:, : num_rotated * self._head_dim].view(num_tokens, num_rotated, self._head_dim)
-        value_NGD = projected_NO[:, -num_values * self._head_dim :].view(num_tokens, num_values, self._head_dim)
-        gate_NX = None
-        if self._is_gated:
-            gate_NX = projected_NO[:, num_rotated * self._head_dim : -num_values * self._head_dim]
+        heads_NX, gate_NX, value_NX = projected_NO.split(self._widths, dim=1)
+        heads_NRD, value_NGD = (x.view(len(x), -1, self._head_dim) for x in (heads_NX, value_NX))
         if self._query_norm is not None:
             heads_NRD = self._query_norm.over_length(heads_NRD) * self._head_scale_RD
         heads_NRD = angles.rotate(heads_NRD)
-        return heads_NRD[:, : self._num_heads], gate_NX, heads_NRD[:, self._num_heads :], value_NGD
+        gate_or_none = gate_NX if self._is_gated else None
+        return heads_NRD[:, : self._num_heads], gate_or_none, heads_NRD[:, self._num_heads :], value_NGD
 
     def _by_use(self, tensors: list[Tensor]) -> Tensor:
         """Rows of the three projections as queries, keys, gate, values; a gated layer's queries and gate come head by
