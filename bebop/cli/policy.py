@@ -3,19 +3,23 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bebop.errors import UserError
 from bebop.models.fingerprint import Fingerprint
-from bebop.models.loading import check_head
+from bebop.models.loading import check_head, draft_vocabulary, load_tokenizer
+from bebop.models.metadata import HeadRecord, write_head_record
 from bebop.models.names import resolve_name
 from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec
 from bebop.models.stitch import stitch as stitch_head
 from bebop.models.stored_fingerprint import stored_fingerprint
+from bebop.training.draft_vocabulary import draft_vocabulary as draft_vocabulary_of
+from bebop.training.sample_files import read_samples
 
 policy_app = typer.Typer(
     name="policy", help="Look at a policy's checkpoint, and put a head into one.", no_args_is_help=True
@@ -41,6 +45,8 @@ class PolicySummary:
     head_experts: str
     """How the head's experts are stored: "none", "fused" or "per expert"."""
     head_provenance: str
+    draft_vocabulary: str
+    """How many tokens the head may draft."""
     fingerprint: dict[str, str | None]
 
 
@@ -91,11 +97,33 @@ def stitch(
     )
 
 
+@policy_app.command()
+def vocabulary(
+    path: Annotated[Path, typer.Argument(help="Checkpoint directory with a head; its bebop.json is written.")],
+    data: Annotated[Path, typer.Argument(help="Rollouts of the policy, as for train-mtp's data.file.")],
+) -> None:
+    """Let a checkpoint's head draft only the tokens found in the policy's rollouts: less to compute, the same output.
+
+    Where these are more than half of the vocabulary, or unseen ones too likely, the head may draft every token.
+
+    Example: [bold]bebop policy vocabulary checkpoints/mine runs/head/rollouts.jsonl[/bold]
+    """
+    spec = read_spec(path)
+    if not _head_tensors(spec) or spec.contract is None:
+        raise UserError(f"{path} has no head to draft with; stitch one in with `bebop policy stitch`.")
+    samples = read_samples(data, load_tokenizer(spec.directory, spec.config))
+    few = draft_vocabulary_of((one.transcript for one in samples), spec.config.vocab_size)
+    record = spec.record or HeadRecord(contract=spec.contract.name, options=spec.contract.options)
+    write_head_record(path, replace(record, draft_vocabulary=few))
+    typer.echo(f"{path}: the head may draft {_count_of(few, spec)}")
+
+
 def summarise(spec: PolicySpec) -> PolicySummary:
     """Checks a checkpoint (UserError where it is broken) and describes it; hashes every tensor."""
     backbone = [spec.checkpoint.tensors[name] for name in check_backbone(spec)]
     head = _head_tensors(spec)
     fingerprint = stored_fingerprint(spec)
+    few = draft_vocabulary(spec)
     return PolicySummary(
         directory=str(spec.directory),
         model_type=str(spec.raw_config.get("model_type")),
@@ -110,6 +138,7 @@ def summarise(spec: PolicySpec) -> PolicySummary:
         num_head_parameters=_num_parameters(head),
         head_experts=_expert_layout(head),
         head_provenance=_provenance(spec, fingerprint),
+        draft_vocabulary=_count_of(few, spec),
         fingerprint=asdict(fingerprint),
     )
 
@@ -118,6 +147,10 @@ def _head_tensors(spec: PolicySpec) -> list[StoredTensor]:
     slots = check_head(spec) if spec.contract else None
     checkpoint = spec.head_checkpoint
     return [checkpoint.tensors[name] for name in slots] if slots and checkpoint else []
+
+
+def _count_of(tokens: tuple[int, ...] | None, spec: PolicySpec) -> str:
+    return f"{len(tokens)} of {spec.config.vocab_size} tokens" if tokens else "every token"
 
 
 def _num_parameters(tensors: Iterable[StoredTensor]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,7 @@ from bebop.runs import RunDirectory
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import keep_freed_memory
 from bebop.training.collect import collected
+from bebop.training.draft_vocabulary import draft_vocabulary
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
@@ -62,7 +64,9 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
             world,
         )
     if world.is_main:
-        save_policy(trained.with_head_trained_here(), settings.output)
+        few = draft_vocabulary((one.transcript for one in samples), policy.config.vocab_size)
+        trained = replace(trained.with_head_trained_here(), draft_vocabulary=few if settings.draft_vocabulary else None)
+        save_policy(trained, settings.output)
         print(f"the policy with the trained head is in {settings.output}")
 
 

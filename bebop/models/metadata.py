@@ -1,9 +1,11 @@
-"""`bebop.json`, the note beside `config.json`: which wiring a head was trained with, and on which backbone."""
+"""`bebop.json`, the note beside `config.json`: a head's wiring, the backbone it was trained on, what it may draft."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from bebop.errors import UserError
 from bebop.models.checkpoint import read_json, write_json
@@ -14,11 +16,13 @@ HEAD_RECORD_FILE = "bebop.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadRecord:
-    """What a head remembers: its contract, the options as chosen, the fingerprint of the backbone it was trained on."""
+    """What a head remembers: its contract, the options as chosen, the fingerprint of the backbone it was trained on,
+    and the tokens it may draft (None = all)."""
 
     contract: str
     options: HeadOptions
     trained_on: str | None = None
+    draft_vocabulary: tuple[int, ...] | None = None
 
 
 def read_head_record(directory: Path, contract: HeadContract) -> HeadRecord | None:
@@ -36,10 +40,29 @@ def read_head_record(directory: Path, contract: HeadContract) -> HeadRecord | No
             f"{file} speaks of a {content.get('contract')} head but the backbone takes a {contract.name} head; "
             "stitch a head of the same architecture."
         )
-    trained_on = content.get("head_trained_on")
-    return HeadRecord(contract=contract.name, options=HeadOptions(**options), trained_on=trained_on)
+    return HeadRecord(
+        contract=contract.name,
+        options=HeadOptions(**options),
+        trained_on=content.get("head_trained_on"),
+        draft_vocabulary=_checked_vocabulary(content.get("draft_vocabulary"), file),
+    )
 
 
 def write_head_record(directory: Path, record: HeadRecord) -> None:
-    content = {"contract": record.contract, "options": asdict(record.options), "head_trained_on": record.trained_on}
+    content: dict[str, Any] = {
+        "contract": record.contract,
+        "options": asdict(record.options),
+        "head_trained_on": record.trained_on,
+    }
+    if record.draft_vocabulary is not None:
+        content["draft_vocabulary"] = list(record.draft_vocabulary)
     write_json(directory / HEAD_RECORD_FILE, content)
+
+
+def _checked_vocabulary(stored: Any, file: Path) -> tuple[int, ...] | None:
+    if stored is None:
+        return None
+    is_sound = isinstance(stored, list) and stored and all(type(token) is int and token >= 0 for token in stored)
+    if not is_sound or any(a >= b for a, b in pairwise(stored)):
+        raise UserError(f"{file}: draft_vocabulary must be token ids in rising order; correct it, or take it out.")
+    return tuple(stored)

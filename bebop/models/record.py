@@ -42,6 +42,8 @@ class Policy:
     """The checkpoint it was read from; saving copies untouched tensors and side files out of it."""
     head_trained_on: str | None = None
     """Backbone fingerprint the head was last trained on; None for a head Bebop has not trained."""
+    draft_vocabulary: tuple[int, ...] | None = None
+    """Tokens that the head may draft, in rising order; None for all of them."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -80,6 +82,14 @@ class Policy:
         lm_head = self.backbone.get_output_embeddings()
         assert lm_head is not None, "a causal language model has an lm_head"
         return lm_head(hidden)
+
+    def hide_undrafted(self, logits: Tensor) -> Tensor:
+        """Draft logits [..., V] with -inf at tokens outside the draft vocabulary."""
+        if self.draft_vocabulary is None:
+            return logits
+        is_hidden_V = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        is_hidden_V[list(self.draft_vocabulary)] = False
+        return logits.masked_fill(is_hidden_V, float("-inf"))
 
     def run_backbone(
         self,

@@ -81,7 +81,12 @@ def _write_head_files(policy: Policy, spec: PolicySpec, out: Path) -> None:
             shutil.copytree(spec.directory / draft, out / draft)
         return
     contract = policy.head.contract
-    record = HeadRecord(contract=contract.name, options=contract.options, trained_on=policy.head_trained_on)
+    record = HeadRecord(
+        contract=contract.name,
+        options=contract.options,
+        trained_on=policy.head_trained_on,
+        draft_vocabulary=policy.draft_vocabulary,
+    )
     if draft:
         write_draft(policy.head, spec, out / draft)
         write_head_record(out / draft, record)

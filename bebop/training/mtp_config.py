@@ -144,6 +144,8 @@ class TrainMTP(ConfigModel):
     unroll: UnrollConfig = UnrollConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    draft_vocabulary: bool = True
+    """Let the head draft only tokens found in the data, where these are few and new ones are rare."""
     dtype: str = "auto"
     """What the matrix products run in: float32, bfloat16, or auto; the head's own weights and the loss are float32."""
     device: str = "auto"

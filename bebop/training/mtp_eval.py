@@ -144,7 +144,7 @@ def in_tiles(policy: Policy, chains: DraftChains, settings: EvalSettings) -> Ite
         target_NKH = chains.target_states_PH[chains.positions_NK[part]]
         yield chain_figures(
             logits_of(target_NKH, weight_VH),
-            logits_of(chains.draft_states_NKH[part], weight_VH),
+            policy.hide_undrafted(logits_of(chains.draft_states_NKH[part], weight_VH)),
             chains.tokens_NK[part],
             settings.questions,
         )

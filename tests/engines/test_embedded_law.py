@@ -7,6 +7,7 @@ whole), settings and K are mixed within a batch, and stop tokens cut blocks. Chi
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bebop.core.sampling import Sampling, distribution, draw
 from bebop.core.streams import Purpose, RoundStreams
 from bebop.engines.base import Request, TokenSource
 from bebop.engines.embedded import rules
+from bebop.engines.embedded.selection import Selector
 from bebop.models.policy import Policy
 
 VOCABULARY = 8
@@ -35,7 +37,7 @@ SETTINGS = (
     Sampling(temperature=0.0),
 )
 NUM_SAMPLES = 2000
-"""Per setting, rule and head: 7 settings x 4 rules x 2 heads x 2000 = 112,000 completions."""
+"""Per setting, rule and head: 7 settings x 4 rules x 3 heads x 2000 = 168,000 completions."""
 MANY_SAMPLES = 15_000
 """Of the slow tests: 105,000 completions for each rule and head."""
 RULES = ("rejection", "block", "target_only", "coupled")
@@ -44,12 +46,13 @@ Tokens = tuple[int, ...]
 
 
 def headed(head: str) -> Policy:
-    """The policy under test with an ``opposite`` or a ``good`` head."""
+    """The policy under test with an ``opposite`` head, a ``good`` one, or a good one of ``few`` tokens."""
     policy = small_policy("single", vocabulary=VOCABULARY, seed=8, spread=0.25)
-    return with_echo_head(policy, {"opposite": -1.0, "good": 1.0}[head])
+    policy = with_echo_head(policy, {"opposite": -1.0, "good": 1.0, "few": 1.0}[head])
+    return replace(policy, draft_vocabulary=(0, 3, 6)) if head == "few" else policy
 
 
-@pytest.fixture(scope="module", params=["opposite", "good"])
+@pytest.fixture(scope="module", params=["opposite", "good", "few"])
 def policy(request: pytest.FixtureRequest) -> Policy:
     return headed(request.param)
 
@@ -204,6 +207,19 @@ def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoundStreams, "uniform", uniform)
 
 
+def forgotten_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that drafts few tokens is verified as one that drafts them all."""
+    original = Selector.choose
+
+    def choose(self: Selector, output_BH: Tensor, depth: int) -> Tensor:
+        drafts_B = original(self, output_BH, depth)
+        laws = [distribution(self._logits(output_BH[chunk.rows]), chunk.sampling) for chunk in self._chunks]
+        self._probs_KBV[-1] = torch.cat(laws)
+        return drafts_B
+
+    monkeypatch.setattr(Selector, "choose", choose)
+
+
 @pytest.mark.parametrize(
     ("mutate", "head"),
     [
@@ -212,6 +228,7 @@ def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
         (residual_from_target, "opposite"),
         (another_draft_law, "opposite"),
         (reused_coins, "opposite"),
+        (forgotten_vocabulary, "few"),
     ],
 )
 def test_mutants_are_seen(mutate, head: str, laws: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.backbone import aligned
 from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
+from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
 from bebop.engines.embedded.lean_head import make_lean_head
 from bebop.models.head import HeadState, MTPHead
 from bebop.models.policy import Policy
@@ -47,9 +48,19 @@ class Waiting:
 class Drafter:
     """The head, its cache, and the hidden states that wait for it."""
 
-    def __init__(self, policy: Policy, head: MTPHead, num_slots: int, *, lean: bool = True) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        head: MTPHead,
+        num_slots: int,
+        *,
+        vocabulary: DraftVocabulary | None = None,
+        lean: bool = True,
+    ) -> None:
         self.policy = policy
         self.head = head
+        self.vocabulary = vocabulary
+        """None where the head may draft every token."""
         self.cache = SlotCache(num_slots)
         self._dtype = policy.dtype
         like = torch.empty(0, dtype=policy.dtype, device=policy.device)
@@ -59,8 +70,9 @@ class Drafter:
 
     def refresh(self) -> None:
         """The policy's weights may have changed: take over what was copied of them."""
-        if self._lean is not None:
-            self._lean.refresh()
+        for part in (self._lean, self.vocabulary):
+            if part is not None:
+                part.refresh()
 
     @property
     def num_bytes(self) -> int:

@@ -19,6 +19,7 @@ from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.clock import Phase, PhaseClock
 from bebop.engines.embedded.contexts import Contexts
 from bebop.engines.embedded.draft_length import AutoDraftLength
+from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
 from bebop.engines.embedded.drafting import STORE_WIDTH, Drafter, Waiting
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.embedded.prefilled import clear
@@ -121,7 +122,8 @@ class EmbeddedEngine:
             if not scheduler.rows:
                 return []
             if changed or self._selector is None:
-                self._selector = Selector(self._backbone, self.options, scheduler.rows, self.clock)
+                vocabulary = self._drafter.vocabulary if self._drafter else None
+                self._selector = Selector(self._backbone, vocabulary, self.options, scheduler.rows, self.clock)
             started = time.perf_counter()
             accepted = self._decode(scheduler.rows, self._selector)
             self._learn(scheduler.rows, accepted, time.perf_counter() - started)
@@ -275,7 +277,9 @@ class EmbeddedEngine:
             raise UserError(
                 "this policy has no MTP head to draft with; set num_draft_tokens to 0 or load it with a head"
             )
-        return Drafter(self.policy, self.policy.head, self.options.max_rows, lean=self.options.lean)
+        options = self.options
+        vocabulary = DraftVocabulary.of(self.policy) if options.draft_vocabulary else None
+        return Drafter(self.policy, self.policy.head, options.max_rows, vocabulary=vocabulary, lean=options.lean)
 
     def _reserve(self, num_positions: int) -> None:
         """Room for the longest row, the drafts, and the padding of a rebuild."""

@@ -39,6 +39,8 @@ class EmbeddedOptions:
     lean: bool = True
     """Decode by lean layers where there are any, which keep a copy of their matrices; False runs transformers' modules,
     the reference."""
+    draft_vocabulary: bool = True
+    """Draft from the head's own vocabulary where it has one; False drafts from the policy's whole vocabulary."""
     synchronise: bool = False
     """Wait for the accelerator at every phase, for a truthful time split; costs speed."""
 

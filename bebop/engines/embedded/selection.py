@@ -17,6 +17,7 @@ from bebop.core.sampling import SamplingTensors, distribution, restrict, stack_s
 from bebop.core.streams import RoundStreams
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.clock import Phase, PhaseClock
+from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.embedded.rows import Block, Row
 from bebop.engines.embedded.rules import Drafts, NoiseAt, rule_named
@@ -54,23 +55,30 @@ class Outcome:
 class Selector:
     """The choices of a fixed set of rows; made anew when the batch changes."""
 
-    def __init__(self, backbone: Backbone, options: EmbeddedOptions, rows: list[Row], clock: PhaseClock) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        draft_vocabulary: DraftVocabulary | None,
+        options: EmbeddedOptions,
+        rows: list[Row],
+        clock: PhaseClock,
+    ) -> None:
         policy = backbone.policy
         self._device, self._vocabulary = policy.device, policy.config.vocab_size
         self._logits = backbone.logits
+        self._draft_logits = draft_vocabulary.logits if draft_vocabulary else backbone.logits
         self._options = options
         self._clock = clock
         self._rule = rule_named(options.rule)
         self._seed_B = torch.tensor([_seed(row.request.seed, row.index) for row in rows], device=policy.device)
-        vocabulary = policy.config.vocab_size
         # Per row: logits, their restriction, target and draft probabilities, and a rule's noise, all float32.
-        row_bytes = 4 * vocabulary * 5 * (options.draft_limit + 1)
+        row_bytes = 4 * self._vocabulary * 5 * (options.draft_limit + 1)
         size = max(1, options.verify_memory // row_bytes)
         self._chunks = [
             _Chunk(start=i, stop=min(i + size, len(rows)), sampling=self._stack(rows[i : i + size]))
             for i in range(0, len(rows), size)
         ]
-        self._keeps = options.draft_memory // (4 * vocabulary * len(rows))
+        self._keeps = options.draft_memory // (4 * self._vocabulary * len(rows))
         self._position_B = self._seed_B
         self._num_drafts: list[int] = []
         self._length_B: Tensor | None = None
@@ -109,7 +117,7 @@ class Selector:
         keep = self.num_drafts <= self._keeps
         parts, probs = [], []
         for chunk, noise in zip(self._chunks, self._noise, strict=True):
-            logits_bV = self._logits(output_BH[chunk.rows])
+            logits_bV = self._draft_logits(output_BH[chunk.rows])
             self._clock.lap(Phase.DRAFT)
             probs_bV = distribution(logits_bV, chunk.sampling)
             parts.append(self._rule.propose(probs_bV, noise(depth)))
@@ -162,7 +170,7 @@ class Selector:
         return torch.cat([column.double() for column in columns], dim=1)
 
     def _draft_probs(self, output_BH: Tensor, chunk: _Chunk) -> Tensor:
-        return distribution(self._logits(output_BH[chunk.rows]), chunk.sampling)
+        return distribution(self._draft_logits(output_BH[chunk.rows]), chunk.sampling)
 
     def _all_draft_probs(self, chunk: _Chunk, target_bJV: Tensor) -> Tensor:
         """[b, K, V], kept or computed again."""
