@@ -23,6 +23,7 @@ from bebop.tasks.base import Split
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
 from bebop.training.bootstrap import Tally
+from bebop.training.draft_vocabulary import drawn_vocabularies
 from bebop.training.mtp import TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.mtp_eval import EvalSettings, estimated_tally, played, played_tally, sample_chains
@@ -124,7 +125,14 @@ def train(lab: Lab, arm: Arm) -> list[float]:
     # What follows the common start goes on in its data.
     offset = bench.start_steps if arm.kind in ("tuning", "from_start") else 0
     moments = [time.process_time()]
-    data = TrainingData(samples=lambda step: source(step + offset), hiddens=lab.hiddens)
+    vocabulary = drawn_vocabularies(
+        (one.transcript for one in lab.train), lab.policy.config.vocab_size, bench.drawn_tokens, arm.seed
+    )
+    data = TrainingData(
+        samples=lambda step: source(step + offset),
+        hiddens=lab.hiddens,
+        vocabulary=lambda step: vocabulary(step + offset),
+    )
     train_mtp(config, lab.policy, data, run, lambda _: moments.append(time.process_time()))
     return [after - before for before, after in pairwise(moments)]
 
@@ -146,7 +154,11 @@ def settings_of(lab: Lab, arm: Arm) -> TrainMTP:
                 "seed": arm.seed,
             },
             "unroll": bench.unroll,
-            "loss": {"objective": arm.objective, "warm_up": bench.warm_up if arm.kind == "fresh" else None},
+            "loss": {
+                "objective": arm.objective,
+                "warm_up": bench.warm_up if arm.kind == "fresh" else None,
+                "drawn_tokens": bench.drawn_tokens,
+            },
             "optimiser": {"lr": arm.lr, "warmup_steps": bench.warmup_steps},
             "checkpoint_every": 50,
         }

@@ -64,6 +64,8 @@ class ObjectiveBench(ConfigModel):
     per_step: int = Field(default=16, ge=1)
     micro_batch_tokens: int = Field(default=4096, ge=1)
     unroll: UnrollConfig = UnrollConfig(depths=4)
+    drawn_tokens: int | None = Field(default=None, ge=1)
+    """As in `loss.drawn_tokens` of `bebop train-mtp`; heads are judged on the whole vocabulary."""
     warm_up: WarmUpConfig = WarmUpConfig()
     """Of the arms that begin with a fresh head."""
     rules: tuple[str, ...] = tuple(FATES)

@@ -18,6 +18,7 @@ from bebop.core.chains import ChainLoss, DraftChains, plain_loss
 from bebop.core.curriculum import Curriculum
 from bebop.core.fused import fused_loss, fusion_for
 from bebop.core.objectives import Objective
+from bebop.core.vocabulary_sample import VocabularySample, restricted
 from bebop.errors import UserError
 from bebop.metrics import Mean
 from bebop.models.policy import Policy
@@ -58,9 +59,19 @@ def draft_chains(
 
 
 def chain_loss(
-    policy: Policy, chains: DraftChains, objective: Objective, curriculum: Curriculum, *, fused: bool
+    policy: Policy,
+    chains: DraftChains,
+    objective: Objective,
+    curriculum: Curriculum,
+    vocabulary: VocabularySample | None = None,
+    *,
+    fused: bool,
 ) -> ChainLoss:
+    """The loss on the whole vocabulary, or on a sample of it (for a mixture of one temperature)."""
     weight_VH = lm_head_weight(policy)
+    if vocabulary is not None:
+        (temperature,) = curriculum.mixture.temperatures
+        chains, weight_VH = restricted(chains, weight_VH, vocabulary, temperature)
     if not fused:
         return plain_loss(chains, weight_VH, objective, curriculum.mixture)
     return fused_loss(chains, weight_VH, objective, curriculum.mixture, fusion_for(policy.device))

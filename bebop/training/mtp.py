@@ -21,6 +21,7 @@ from torch import nn
 from bebop.core.chains import ChainLoss
 from bebop.core.curriculum import Curriculum
 from bebop.core.objectives import Objective
+from bebop.core.vocabulary_sample import VocabularySample
 from bebop.dashboards import open_dashboard
 from bebop.errors import UserError
 from bebop.metrics import Mean, MetricsWriter
@@ -29,6 +30,7 @@ from bebop.runs import RunDirectory
 from bebop.training.chain_plan import plan_chains
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.draft_loss import Tallies, chain_loss, draft_chains
+from bebop.training.draft_vocabulary import VocabularySource, whole_vocabulary
 from bebop.training.hidden import HiddenSource
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.optimiser import learning_rate, open_optimiser, update
@@ -43,6 +45,7 @@ class TrainingData:
 
     samples: SampleSource
     hiddens: HiddenSource
+    vocabulary: VocabularySource = whole_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +136,8 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
     curriculum = config.loss.curriculum(config.data.temperature)
     is_warm = state.is_warm or curriculum.warm_up is None
     how = (curriculum, curriculum.objective(is_warm=is_warm))
-    losses = accumulate(config, policy, data.hiddens, (state.shards, samples), how)
+    vocabulary = data.vocabulary(step)
+    losses = accumulate(config, policy, data.hiddens, (state.shards, samples), how, vocabulary)
     seen = reduce(add, state.shards.world.gather(Tallies.of(losses, config.unroll.deployed)))
     if not math.isfinite(seen.loss.value):
         raise UserError(diverged("loss", step, samples))
@@ -162,6 +166,7 @@ def accumulate(
     hiddens: HiddenSource,
     what: tuple[HeadShards, Sequence[Sample]],
     how: tuple[Curriculum, Objective],
+    vocabulary: VocabularySample | None,
 ) -> list[ChainLoss]:
     """Backward through this process's micro-batches; the gradient is that of the mean over the step's counted rows."""
     (shards, samples), (curriculum, objective) = what, how
@@ -179,7 +184,7 @@ def accumulate(
             recompute=config.unroll.recompute,
             run=shards.run,
         )
-        loss = chain_loss(policy, chains, objective, curriculum, fused=config.loss.fused)
+        loss = chain_loss(policy, chains, objective, curriculum, vocabulary, fused=config.loss.fused)
         shards.backward(loss.loss_N.sum() * plan.num_depths / num_rows, is_last=number == len(plans))
         losses.append(loss)
     return losses

@@ -111,12 +111,17 @@ class LossConfig(ConfigModel):
     warm_up: WarmUpConfig | None = WarmUpConfig()
     more_temperatures: tuple[float, ...] = ()
     """Temperatures besides the rollouts' at which the same logits are compared, in equal shares."""
+    drawn_tokens: int | None = Field(default=None, ge=1)
+    """Compare the laws on the tokens found in the data and this many others, drawn anew for every step, which stand for
+    all others: several times cheaper where the vocabulary is large. None compares them on the whole vocabulary."""
     fused: bool = True
     """False computes every logit at once: the slow reference."""
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
         self.curriculum(1.0)
+        if self.drawn_tokens is not None and self.more_temperatures:
+            raise ValueError("drawn_tokens stands for others at one temperature; leave it or more_temperatures out")
         return self
 
     def curriculum(self, temperature: float) -> Curriculum:
