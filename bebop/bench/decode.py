@@ -1,8 +1,9 @@
 """Speed of the embedded engine: draft lengths against no drafts, and no drafts against transformers' ``generate``.
 
 All arms run in turn within every repetition, so that a slow moment hits all alike, and ratios are taken within a
-repetition. A batch is as many requests as rows, each as long as the others: no arm gains by refilling. On one CPU
-thread, time is processor time, which other programs on the machine disturb least; otherwise it is wall time.
+repetition. Requests are several times as many as rows, so that the batch is full until the last ones end: with drafts
+rows end at different times. ``decode`` figures leave out the time spent on prompts. On one CPU thread, time is
+processor time, which other programs on the machine disturb least; otherwise it is wall time.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class DecodeBench:
     draft_lengths: tuple[DraftLength, ...] = (0, 1, 2, 3, 5)
     rule: str = "rejection"
     tokens: int = 40
+    requests_per_row: int = 3
     temperature: float = 1.0
     repetitions: int = 5
     generate: bool = True
@@ -50,18 +52,40 @@ class DecodeBench:
     def __post_init__(self) -> None:
         if 0 not in self.draft_lengths:
             raise UserError("the draft lengths must include 0, against which the others are measured; add it")
-        if min((*self.batches, self.tokens, self.repetitions)) < 1:
-            raise UserError("batches, tokens and repetitions must be 1 or more; raise the one that is not")
+        if min((*self.batches, self.tokens, self.requests_per_row, self.repetitions)) < 1:
+            raise UserError(
+                "batches, tokens, requests per row and repetitions must be 1 or more; raise the one that is not"
+            )
+
+    @property
+    def num_prompts(self) -> int:
+        """How many the largest batch uses."""
+        return max(self.batches) * self.requests_per_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """One arm, once: seconds per token over the whole batch, and what the engine says of it."""
+    """One arm, once: seconds of all its tokens, and what the engine says of it."""
 
     seconds: float
     tokens: int
     drafts: DraftStats
     phases: dict[str, float]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, prompts and all."""
+        return self.tokens / self.seconds
+
+    @property
+    def prefill_share(self) -> float:
+        """Of the seconds; the engine's clock shows wall time, so its parts are taken as shares."""
+        return self.phases[Phase.PREFILL.value] / sum(self.phases.values())
+
+    @property
+    def decode_speed(self) -> float:
+        """Tokens per second of drafting, verifying, sampling and the host's part."""
+        return self.speed / (1 - self.prefill_share)
 
 
 Arm = Callable[[int], _Run]
@@ -97,10 +121,11 @@ def _measure(
     policy: Policy, prompts: Sequence[Prompt], bench: DecodeBench, batch: int, report: Callable[[str], None]
 ) -> Iterator[tuple[str, Any]]:
     """Figures of one batch size, by arm; then the ratios."""
-    chosen = [prompts[i % len(prompts)] for i in range(batch)]
-    arms: dict[str, Arm] = {f"k{k}": _engine_arm(policy, chosen, bench, k) for k in bench.draft_lengths}
+    chosen = [prompts[i % len(prompts)] for i in range(batch * bench.requests_per_row)]
+    arms: dict[str, Arm] = {f"k{k}": _engine_arm(policy, chosen, bench, batch, k) for k in bench.draft_lengths}
+    engines = list(arms)
     if bench.generate:
-        arms["generate"] = _generate_arm(policy, chosen, bench)
+        arms["generate"] = _generate_arm(policy, chosen[:batch], bench)
     for arm in arms.values():
         arm(0)
     runs: dict[str, list[_Run]] = {label: [] for label in arms}
@@ -110,7 +135,11 @@ def _measure(
         report(f"batch {batch}: repetition {repetition} of {bench.repetitions} done")
     yield "arms", {label: _figures(done) for label, done in runs.items()}
     others = [label for label in arms if label != "k0"]
-    yield "speed_over_k0", {label: _ratio(runs[label], runs["k0"]) for label in others}
+    yield "speed_over_k0", {label: _ratio(runs[label], runs["k0"], lambda run: run.speed) for label in others}
+    yield (
+        "decode_speed_over_k0",
+        {label: _ratio(runs[label], runs["k0"], lambda run: run.decode_speed) for label in others if label in engines},
+    )
 
 
 def _figures(runs: list[_Run]) -> dict[str, Any]:
@@ -120,26 +149,30 @@ def _figures(runs: list[_Run]) -> dict[str, Any]:
     prefill = seconds.pop(Phase.PREFILL.value, 0.0)
     total = sum(seconds.values())
     return {
-        "tokens_per_second": spread([run.tokens / run.seconds for run in runs]),
+        "num_tokens": runs[0].tokens,
+        "tokens_per_second": spread([run.speed for run in runs]),
+        **({"decode_tokens_per_second": spread([run.decode_speed for run in runs])} if total else {}),
         "accept_length": drafts.accept_length if drafts.rounds else None,
         "acceptance_rate": drafts.acceptance_rate if drafts.num_drafted else None,
         "survival_by_depth": [accepted / drafts.rounds for accepted in drafts.accepted],
         "overlap_by_depth": [o / r for o, r in zip(drafts.overlaps, drafts.reached, strict=True) if r],
         "round_shares": {phase: value / total for phase, value in seconds.items()},
-        "prefill_seconds": prefill / len(runs),
+        "prefill_share": prefill / (prefill + total) if total else 0.0,
     }
 
 
-def _ratio(runs: list[_Run], base: list[_Run]) -> dict[str, float]:
-    """Tokens per second over the base's, within each repetition."""
-    return spread([(a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(runs, base, strict=True)])
+def _ratio(runs: list[_Run], base: list[_Run], speed: Callable[[_Run], float]) -> dict[str, float]:
+    """A speed over the base's, within each repetition."""
+    return spread([speed(a) / speed(b) for a, b in zip(runs, base, strict=True)])
 
 
-def _engine_arm(policy: Policy, prompts: list[Prompt], bench: DecodeBench, draft_length: DraftLength) -> Arm:
+def _engine_arm(
+    policy: Policy, prompts: list[Prompt], bench: DecodeBench, batch: int, draft_length: DraftLength
+) -> Arm:
     options = EmbeddedOptions(
         rule=bench.rule,
         num_draft_tokens=draft_length,
-        max_rows=len(prompts),
+        max_rows=batch,
         lean=bench.lean,
         synchronise=policy.device.type == "cuda",
     )

@@ -82,7 +82,7 @@ def decode(
         return show(result, engines_table(result), file, as_json=as_json)
     on = chosen_device(device)
     loaded = load_policy(policy, dtype=chosen_dtype(dtype, on), device=on)
-    prompts = task_prompts(loaded, task, max(bench.batches))
+    prompts = task_prompts(loaded, task, bench.num_prompts)
     with ticks("bench decode", len(bench.batches) * repetitions) as tick:
         result = bench_decode(loaded, prompts, bench, tick)
     show(result, decode_table(result), file, as_json=as_json)
@@ -183,21 +183,24 @@ def show(result: dict[str, Any], table: Table, file: Path | None, *, as_json: bo
 
 def decode_table(result: dict[str, Any]) -> Table:
     """One line per batch size and arm."""
-    columns = ("batch", "arm", "tokens/s", "spread", "/ K=0", "length", "draft", "verify", "sample", "host")
-    caption = "spread: most less least; length: tokens per round; draft to host: % of a round's time"
+    columns = ("batch", "arm", "tokens/s", "spread", "/ K=0", "whole", "length", "draft", "verify", "sample")
+    caption = (
+        "tokens/s and / K=0: prompts apart; spread: most less least; whole: / K=0, prompts and all; "
+        "length: tokens per round; draft to sample: % of a round's time, the host's is the rest"
+    )
     grid = Table(*columns, box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, collapse_padding=True)
     for batch, figures in result["batches"].items():
         for label, arm in figures["arms"].items():
-            speed, shares = arm["tokens_per_second"], arm["round_shares"]
-            ratio = figures["speed_over_k0"].get(label, {"median": 1.0})["median"]
+            speed, shares = arm.get("decode_tokens_per_second", arm["tokens_per_second"]), arm["round_shares"]
+            decode, whole = (figures[name].get(label) for name in ("decode_speed_over_k0", "speed_over_k0"))
             grid.add_row(
                 batch,
                 label,
                 f"{speed['median']:.0f}",
                 f"{100 * (speed['max'] - speed['min']) / speed['median']:.0f}%",
-                f"{ratio:.2f}",
+                *("" if ratio is None else f"{ratio['median']:.2f}" for ratio in (decode, whole)),
                 "" if arm["accept_length"] is None else f"{arm['accept_length']:.2f}",
-                *(f"{100 * share:.0f}" for share in shares.values()),
+                *(f"{100 * share:.0f}" for share in list(shares.values())[:-1]),
             )
         grid.add_section()
     return grid

@@ -64,16 +64,17 @@ class Wanted:
 
 def measure(policy: Policy, wanted: Wanted, tick: Callable[[str], None]) -> Measured:
     """Run the bench, a minute or so; with a context longer than the prompts, once more for the costs."""
-    prompts = task_prompts(policy, wanted.task, max(wanted.batches))
+    bench = wanted.bench(wanted.batches)
+    prompts = task_prompts(policy, wanted.task, bench.num_prompts)
     longest = max(map(len, prompts))
     if wanted.context <= longest:
-        return from_bench(bench_decode(policy, prompts, wanted.bench(wanted.batches), tick))
+        return from_bench(bench_decode(policy, prompts, bench, tick))
     room = policy.config.max_position_embeddings - wanted.tokens
     if wanted.context > room:
         raise UserError(f"a context of {wanted.context} and {wanted.tokens} tokens do not fit; give --context {room}")
     plain = from_bench(bench_decode(policy, prompts, wanted.bench((max(wanted.batches),)), tick))
     padded = [lengthened(prompt, wanted.context) for prompt in prompts]
-    costs = from_bench(bench_decode(policy, padded, wanted.bench(wanted.batches), tick))
+    costs = from_bench(bench_decode(policy, padded, bench, tick))
     return Measured(
         acceptance=plain.acceptance,
         costs=costs.costs,
@@ -96,14 +97,11 @@ def from_bench(result: Mapping[str, Any]) -> Measured:
     """From the figures of ``bebop.bench.decode``; UserError for anything else, or where nothing was drafted."""
     try:
         batches = {int(batch): engine_arms(figures["arms"]) for batch, figures in result["batches"].items()}
-        tokens = int(result["bench"]["tokens"])
-        costs = {
-            batch: {k: round_seconds(batch, tokens, arm) for k, arm in arms.items()} for batch, arms in batches.items()
-        }
+        costs = {batch: {k: round_seconds(batch, arm) for k, arm in arms.items()} for batch, arms in batches.items()}
         measured = Measured(
             acceptance=acceptance_of([arm for arms in batches.values() for k, arm in arms.items() if k > 0]),
             costs=MeasuredCosts(table=costs),
-            prefill_shares={batch: prefill_share(batch, tokens, arms[0]) for batch, arms in batches.items()},
+            prefill_shares={batch: float(arms[0]["prefill_share"]) for batch, arms in batches.items()},
             tokens_per_second={batch: speed_of(arms[0]) for batch, arms in batches.items()},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -122,17 +120,13 @@ def speed_of(arm: Mapping[str, Any]) -> float:
     return float(arm["tokens_per_second"]["median"])
 
 
-def prefill_share(batch: int, tokens: int, arm: Mapping[str, Any]) -> float:
-    return min(0.9, float(arm["prefill_seconds"]) * speed_of(arm) / (batch * tokens))
-
-
-def round_seconds(batch: int, tokens: int, arm: Mapping[str, Any]) -> float:
-    """A round gives every row ``accept_length`` tokens, so its time follows from the speed, prefill taken off.
+def round_seconds(batch: int, arm: Mapping[str, Any]) -> float:
+    """A round gives every row ``accept_length`` tokens, so its time follows from the speed without prompts.
 
     Rows that end before others leave the batch smaller towards the end; that cost is in here, as it is in rollouts.
     """
     length = float(arm["accept_length"] or 1.0)
-    return length * batch / speed_of(arm) * (1 - prefill_share(batch, tokens, arm))
+    return length * batch / float(arm["decode_tokens_per_second"]["median"])
 
 
 def acceptance_of(arms: Sequence[Mapping[str, Any]]) -> Acceptance:

@@ -20,9 +20,12 @@ def test_decoding_is_predicted_within_20_percent() -> None:
     measured = measure(policy, wanted, lambda _: None)
     predicted = plan_batch(measured.costs, measured.acceptance, BATCH, 5)
     bench = DecodeBench(batches=(BATCH,), draft_lengths=(0, DRAFTS), tokens=96, repetitions=5, generate=False)
-    prompts = task_prompts(policy, "math", 40)[-BATCH:]
+    prompts = task_prompts(policy, "math", 40)[-bench.num_prompts :]
     found = bench_decode(policy, prompts, bench, lambda _: None)["batches"][str(BATCH)]
-    length, speed_up = found["arms"][f"k{DRAFTS}"]["accept_length"], found["speed_over_k0"][f"k{DRAFTS}"]["median"]
+    length, speed_up = (
+        found["arms"][f"k{DRAFTS}"]["accept_length"],
+        found["decode_speed_over_k0"][f"k{DRAFTS}"]["median"],
+    )
     print(
         f"batch {BATCH}, K = {DRAFTS}: accept length {predicted.accept_lengths[DRAFTS]:.2f} predicted, {length:.2f} "
         f"measured; speed-up {predicted.speed_ups[DRAFTS]:.2f} predicted, {speed_up:.2f} measured"
