@@ -40,7 +40,7 @@ class ArmSummary:
     num_seeds: int
     num_steps: int
     heldout_before: dict[str, float]
-    """By task, and ``all``."""
+    """By task, and ``all``; nothing where the runs were not evaluated."""
     heldout_after: dict[str, float]
     heldout_gain: dict[str, list[float]]
     training_reward: list[float]
@@ -84,7 +84,8 @@ def summary(name: str, paths: str) -> ArmSummary:
     """Of the runs in these directories, separated by commas."""
     runs = [read_run(Path(path), []) for path in paths.split(",")]
     tasks = [str(task["name"]) for task in runs[0].setting("tasks") or ()]
-    names = {"all": HELDOUT} | {task: f"{HELDOUT}/{task}" for task in tasks}
+    is_evaluated = any(run.series(HELDOUT) for run in runs)
+    names = {"all": HELDOUT} | {task: f"{HELDOUT}/{task}" for task in tasks} if is_evaluated else {}
     before = {key: [float(wanted(run, metric).values_T[0]) for run in runs] for key, metric in names.items()}
     after = {key: [float(wanted(run, metric).values_T[-1]) for run in runs] for key, metric in names.items()}
     gains = {key: [end - start for start, end in zip(before[key], after[key], strict=True)] for key in names}
@@ -96,7 +97,7 @@ def summary(name: str, paths: str) -> ArmSummary:
         heldout_after={key: float(np.mean(values)) for key, values in after.items()},
         heldout_gain=gains,
         training_reward=[wanted(run, REWARD).pooled for run in runs],
-        heldout_reward=after["all"],
+        heldout_reward=after.get("all", []),
         step_seconds=[seconds.pooled for run in runs if (seconds := timed(run, STEP))],
     )
 
@@ -104,7 +105,9 @@ def summary(name: str, paths: str) -> ArmSummary:
 def wanted(run: RunLog, metric: str) -> Series:
     series = run.series(metric)
     if series is None:
-        raise UserError(f"{run.path} logged no {metric}; give runs of train-rl with evaluation.every above 0")
+        raise UserError(
+            f"{run.path} logged no {metric}; give runs of train-rl, all with evaluation.every above 0 or none"
+        )
     return series
 
 
@@ -122,6 +125,7 @@ def compared(one: ArmSummary, other: ArmSummary) -> list[Comparison]:
             p_value=permutation_p(left, right),
         )
         for figure, (left, right) in figures.items()
+        if left and right
     ]
 
 
@@ -145,16 +149,15 @@ def permutation_p(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def table(arms: Sequence[ArmSummary]) -> list[str]:
-    """Markdown: held-out reward by task, before and after."""
-    tasks = list(arms[0].heldout_before)
-    lines = [
-        f"| arm | seeds | steps | {' | '.join(tasks)} | s/step |",
-        "|---|---:|---:|" + "---:|" * (len(tasks) + 1),
-    ]
+    """Markdown: reward while training, and held-out reward by task, before and after."""
+    tasks = [task for task in arms[0].heldout_before if all(task in arm.heldout_before for arm in arms)]
+    columns = ["arm", "seeds", "steps", "training reward", *tasks, "s/step"]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for arm in arms:
-        cells = [f"{arm.heldout_before[task]:.2f} to {arm.heldout_after[task]:.2f}" for task in tasks]
+        heldout = [f"{arm.heldout_before[task]:.2f} to {arm.heldout_after[task]:.2f}" for task in tasks]
         seconds = f"{np.mean(arm.step_seconds):.2f}" if arm.step_seconds else ""
-        lines.append(f"| {arm.name} | {arm.num_seeds} | {arm.num_steps} | {' | '.join(cells)} | {seconds} |")
+        cells = [arm.name, str(arm.num_seeds), str(arm.num_steps), f"{np.mean(arm.training_reward):.2f}", *heldout]
+        lines.append(f"| {' | '.join([*cells, seconds])} |")
     return lines
 
 

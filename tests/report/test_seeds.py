@@ -55,7 +55,7 @@ def test_arms_are_compared_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     other = write_run(tmp_path / "c", (0.2, 0.4)) + "," + write_run(tmp_path / "d", (0.2, 0.3))
     main([f"with={one}", f"without={other}", "--json", str(tmp_path / "seeds.json")])
     shown = capsys.readouterr().out
-    assert "| with | 2 | 2 | 0.20 to 0.55 | 0.20 to 0.55 | 2.00 |" in shown
+    assert "| with | 2 | 2 | 0.38 | 0.20 to 0.55 | 0.20 to 0.55 | 2.00 |" in shown
     assert "held-out reward, with less without: +0.200" in shown
     written = json.loads((tmp_path / "seeds.json").read_text())
     assert [arm["name"] for arm in written["arms"]] == ["with", "without"]
@@ -66,10 +66,25 @@ def test_arms_are_compared_and_written(tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NAME=RUN"):
         main(["runs/a"])
-    path = Path(write_run(tmp_path / "a", (0.2, 0.5)))
-    (path / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "reward": 0.5}\n', encoding="utf-8")
+    paths = [without_evaluation(write_run(tmp_path / "a", (0.2, 0.5))), write_run(tmp_path / "b", (0.2, 0.5))]
     with pytest.raises(UserError, match="evaluation"):
-        summary("with", str(path))
+        summary("with", ",".join(paths))
+
+
+def without_evaluation(path: str) -> str:
+    rows = [{"step": step, "time": 0.0, "reward": mean(0.25 * step)} for step in (1, 2)]
+    Path(path, "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_runs_without_evaluation_are_compared_by_training_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = (without_evaluation(write_run(tmp_path / name, (0.2, 0.5))) for name in ("a", "b"))
+    main([f"with={one}", f"without={other}"])
+    shown = capsys.readouterr().out
+    assert "| with | 1 | 2 | 0.38 |" in shown
+    assert "training reward" in shown and "held-out" not in shown
 
 
 def test_one_seed_has_no_interval_and_its_bounds_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
