@@ -11,14 +11,14 @@ import typer
 
 from bebop.errors import UserError
 from bebop.models.fingerprint import Fingerprint
-from bebop.models.loading import check_head, draft_vocabulary, load_tokenizer
+from bebop.models.loading import check_head, load_tokenizer
 from bebop.models.metadata import HeadRecord, write_head_record
 from bebop.models.names import resolve_name
 from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec
 from bebop.models.stitch import stitch as stitch_head
 from bebop.models.stored_fingerprint import stored_fingerprint
-from bebop.training.draft_vocabulary import draft_vocabulary as draft_vocabulary_of
+from bebop.training.draft_vocabulary import draft_vocabulary
 from bebop.training.sample_files import read_samples
 
 policy_app = typer.Typer(
@@ -112,7 +112,7 @@ def vocabulary(
     if not _head_tensors(spec) or spec.contract is None:
         raise UserError(f"{path} has no head to draft with; stitch one in with `bebop policy stitch`.")
     samples = read_samples(data, load_tokenizer(spec.directory, spec.config))
-    few = draft_vocabulary_of((one.transcript for one in samples), spec.config.vocab_size)
+    few = draft_vocabulary((one.transcript for one in samples), spec.config.vocab_size)
     record = spec.record or HeadRecord(contract=spec.contract.name, options=spec.contract.options)
     write_head_record(path, replace(record, draft_vocabulary=few))
     typer.echo(f"{path}: the head may draft {_count_of(few, spec)}")
@@ -123,7 +123,7 @@ def summarise(spec: PolicySpec) -> PolicySummary:
     backbone = [spec.checkpoint.tensors[name] for name in check_backbone(spec)]
     head = _head_tensors(spec)
     fingerprint = stored_fingerprint(spec)
-    few = draft_vocabulary(spec)
+    few = spec.record.draft_vocabulary if spec.record else None
     return PolicySummary(
         directory=str(spec.directory),
         model_type=str(spec.raw_config.get("model_type")),

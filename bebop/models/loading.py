@@ -25,7 +25,6 @@ from bebop.models.checkpoint import CONFIG_FILE, Checkpoint, read_json
 from bebop.models.contracts import HeadContract, HeadOptions
 from bebop.models.fresh import initialise_head
 from bebop.models.head import MTPHead, head_config
-from bebop.models.metadata import HEAD_RECORD_FILE
 from bebop.models.names import resolve_name
 from bebop.models.naming import EMBEDDING, LM_HEAD, Slot, head_slot, stored_head_name
 from bebop.models.record import Policy, build_head
@@ -70,19 +69,9 @@ def load_policy(
         return replace(policy, head=_fresh_head(spec, backbone))
     if slots is None:
         return policy
-    policy = replace(policy, head=_load_head(spec, slots, backbone), draft_vocabulary=draft_vocabulary(spec))
+    few = spec.record.draft_vocabulary if spec.record else None
+    policy = replace(policy, head=_load_head(spec, slots, backbone), draft_vocabulary=few)
     return _with_provenance(policy, spec, strict=strict)
-
-
-def draft_vocabulary(spec: PolicySpec) -> tuple[int, ...] | None:
-    """The tokens that the checkpoint's head may draft, None for all; UserError where one is no token of the policy."""
-    tokens = spec.record.draft_vocabulary if spec.record else None
-    if tokens is not None and tokens[-1] >= spec.config.vocab_size:
-        raise UserError(
-            f"{spec.directory}: {HEAD_RECORD_FILE} lets the head draft token {tokens[-1]}, and the vocabulary has "
-            f"{spec.config.vocab_size}; make it again with `bebop policy vocabulary`, or take it out."
-        )
-    return tokens
 
 
 def check_head(spec: PolicySpec) -> dict[str, Slot] | None:

@@ -25,7 +25,7 @@ class HeadRecord:
     draft_vocabulary: tuple[int, ...] | None = None
 
 
-def read_head_record(directory: Path, contract: HeadContract) -> HeadRecord | None:
+def read_head_record(directory: Path, contract: HeadContract, vocab_size: int) -> HeadRecord | None:
     """The record in `directory`, None where there is none; UserError where it belongs to another architecture."""
     file = directory / HEAD_RECORD_FILE
     if not file.is_file():
@@ -44,7 +44,7 @@ def read_head_record(directory: Path, contract: HeadContract) -> HeadRecord | No
         contract=contract.name,
         options=HeadOptions(**options),
         trained_on=content.get("head_trained_on"),
-        draft_vocabulary=_checked_vocabulary(content.get("draft_vocabulary"), file),
+        draft_vocabulary=_checked_vocabulary(content.get("draft_vocabulary"), vocab_size, file),
     )
 
 
@@ -59,10 +59,13 @@ def write_head_record(directory: Path, record: HeadRecord) -> None:
     write_json(directory / HEAD_RECORD_FILE, content)
 
 
-def _checked_vocabulary(stored: Any, file: Path) -> tuple[int, ...] | None:
+def _checked_vocabulary(stored: Any, vocab_size: int, file: Path) -> tuple[int, ...] | None:
     if stored is None:
         return None
-    is_sound = isinstance(stored, list) and stored and all(type(token) is int and token >= 0 for token in stored)
-    if not is_sound or any(a >= b for a, b in pairwise(stored)):
-        raise UserError(f"{file}: draft_vocabulary must be token ids in rising order; correct it, or take it out.")
+    is_list = isinstance(stored, list) and stored and all(type(token) is int for token in stored)
+    if not is_list or stored[0] < 0 or stored[-1] >= vocab_size or any(a >= b for a, b in pairwise(stored)):
+        raise UserError(
+            f"{file}: draft_vocabulary must be token ids below {vocab_size} in rising order; make it again with "
+            "`bebop policy vocabulary`, or take it out."
+        )
     return tuple(stored)

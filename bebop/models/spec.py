@@ -76,7 +76,7 @@ def read_spec(directory: Path, *, options: HeadOptions | None = None, need_contr
     checkpoint = Checkpoint.open(directory)
     _refuse_quantised(checkpoint)
     contract = contract_for(model_type) if need_contract or _is_known(model_type) else None
-    record = read_head_record(directory, contract) if contract else None
+    record = read_head_record(directory, contract, config.vocab_size) if contract else None
     if contract and record:
         contract = contract.with_options(record.options)
     if contract and options:

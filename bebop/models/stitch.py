@@ -86,7 +86,7 @@ def stitch(base: Path, head: Path, out: Path, *, link: bool = False) -> StitchRe
 def _find_head(path: Path, spec: PolicySpec, contract: HeadContract) -> _FoundHead:
     if not path.exists():
         raise UserError(f"There is no head at {path}; name a checkpoint, a draft directory or a safetensors file.")
-    record = read_head_record(path, contract) if path.is_dir() else None
+    record = read_head_record(path, contract, spec.config.vocab_size) if path.is_dir() else None
     draft = path / (contract.subdirectory or "")
     directory = draft if draft.is_dir() else path if path.is_dir() else path.parent
     checkpoint = Checkpoint.open(directory) if path.is_dir() else _lone_file(path)

@@ -103,6 +103,18 @@ def closed_option(path: Path) -> None:
     edit_json(path / "bebop.json", options={"recycle": "pre"})
 
 
+def shuffled_vocabulary(path: Path) -> None:
+    edit_json(path / "bebop.json", draft_vocabulary=[3, 1])
+
+
+def empty_vocabulary(path: Path) -> None:
+    edit_json(path / "bebop.json", draft_vocabulary=[])
+
+
+def foreign_vocabulary(path: Path) -> None:
+    edit_json(path / "bebop.json", draft_vocabulary=[3, 61])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -120,6 +132,9 @@ def closed_option(path: Path) -> None:
         (other_contract, r"bebop\.json speaks of a mimo head but the backbone takes a qwen3_5 head"),
         (unknown_option, r"bebop\.json: options must be among"),
         (closed_option, r"qwen3_5 head fixes recycle"),
+        (shuffled_vocabulary, r"bebop\.json: draft_vocabulary must be token ids below 61 in rising order"),
+        (empty_vocabulary, r"bebop\.json: draft_vocabulary must be token ids below 61 in rising order"),
+        (foreign_vocabulary, r"draft_vocabulary must be token ids below 61"),
     ],
 )
 def test_a_damaged_checkpoint(damage: Callable[[Path], None], message: str, good: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_the_head_is_the_others_and_the_rest_is_bases(name: str, num_shards: int
     assert stitched.fingerprint.head == theirs.fingerprint.head != ours.fingerprint.head
     assert stitched.fingerprint.backbone == ours.fingerprint.backbone
     assert stitched.head_trained_on == theirs.fingerprint.backbone
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "llama"])
+def test_what_a_head_may_draft_goes_with_it(name: str, tmp_path: Path) -> None:
+    base, other = two_policies(name, tmp_path)
+    save_policy(replace(load_policy(other), draft_vocabulary=(2, 5, 60)), tmp_path / "few")
+    assert load_policy(tmp_path / "few").draft_vocabulary == (2, 5, 60)
+    stitch(base, tmp_path / "few", tmp_path / "out")
+    assert load_policy(tmp_path / "out").draft_vocabulary == (2, 5, 60)
+    stitch(tmp_path / "out", other, tmp_path / "again")
+    assert load_policy(tmp_path / "again").draft_vocabulary is None
 
 
 def test_no_backbone_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
