@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bebop.errors import UserError
+from bebop.models.checkpoint import CONFIG_FILE
+from bebop.models.names import output_path
 from bebop.quickstart import findings
 from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 
@@ -48,7 +50,7 @@ class Scale:
     reward_problems: int
     head_problems: int
     tuned: bool = False
-    """Whether the policy is made by supervised tuning first."""
+    """Whether the policy is made by supervised tuning first, unless it is there."""
 
 
 SCALES = {
@@ -75,7 +77,8 @@ def plan(scale: Scale, directory: Path) -> list[Act]:
 
 
 def the_policy(scale: Scale, directory: Path) -> Act:
-    tuning = [train_sft(scale, directory)] if scale.tuned else []
+    is_made = (output_path(scale.policy) / CONFIG_FILE).is_file()
+    tuning = [train_sft(scale, directory)] if scale.tuned and not is_made else []
     measure = Step(
         name="policy",
         arguments=("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),

@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3_5TextConfig
 
 from bebop.config import load_config
+from bebop.core.vocabulary_sample import sample_vocabulary
 from bebop.errors import UserError
 from bebop.models.contracts import MIMO
 from bebop.models.policy import new_policy
 from bebop.runs import RunDirectory
 from bebop.tasks.chat import Transcript
+from bebop.training.draft_vocabulary import drawn_vocabularies
 from bebop.training.hidden import in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPState, TrainingData, train_mtp, train_step
 from bebop.training.mtp_config import TrainMTP
@@ -135,6 +137,50 @@ def test_fused_and_plain_losses_make_the_same_update(tmp_path, objective, kind):
     assert [one.value for one in fast.overlaps] == pytest.approx([one.value for one in slow.overlaps], rel=1e-4)
     assert fast.grad_norm == pytest.approx(slow.grad_norm, rel=1e-3)
     torch.testing.assert_close(fast_weights, slow_weights, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["ce", "kl", "e2e_tv"])
+def test_drawing_every_token_makes_the_update_of_the_whole_vocabulary(tmp_path, objective):
+    policy, drawn = small_policy(), small_policy()
+    config = settings(tmp_path, f"loss.objective={objective}", "loss.warm_up=null", "data.temperature=0.7")
+    written = torch.tensor([3, 8])
+    rng = torch.Generator().manual_seed(0)
+    every_token = sample_vocabulary(written, VOCAB, VOCAB - 2, rng)
+    whole, weights = one_step(policy, config)
+    part, drawn_weights = one_step(
+        drawn, config, dataclasses.replace(data_of(drawn, config), vocabulary=lambda step: every_token)
+    )
+    assert part.loss.count == whole.loss.count
+    assert part.loss.value == pytest.approx(whole.loss.value, rel=1e-5)
+    torch.testing.assert_close(drawn_weights, weights, atol=2e-4, rtol=1e-3)
+
+
+def test_a_loss_on_drawn_tokens_trains_for_the_whole_vocabulary(tmp_path):
+    """Judged on all tokens, a head that was trained on those of the data and one or two others is nearly as good."""
+    found = {}
+    for num_drawn in (None, 2):
+        policy = small_policy()
+        config = settings(
+            tmp_path, "steps=40", "loss.objective=kl", "loss.warm_up=null", f"run={tmp_path / str(num_drawn)}"
+        )
+        samples = sampled(policy)
+        data = data_of(policy, config, samples)
+        vocabulary = drawn_vocabularies([one.transcript for one in samples], VOCAB, num_drawn, seed=0)
+        if num_drawn:
+            first, second = vocabulary(0).tokens_S, vocabulary(1).tokens_S
+            assert len(first) < VOCAB and not torch.equal(first, second)
+            assert torch.equal(first, vocabulary(0).tokens_S)
+        found["before"] = one_step(small_policy(), config, data)[0].accepted.value
+        run = RunDirectory.create(config.run, config, ["test"])
+        train_mtp(config, policy, dataclasses.replace(data, vocabulary=vocabulary), run, lambda report: None)
+        found[num_drawn] = one_step(policy, config, data)[0].accepted.value
+    assert found[None] > found["before"] + 0.1
+    assert found[2] - found["before"] > 0.7 * (found[None] - found["before"])
+
+
+def test_drawn_tokens_stand_for_others_at_one_temperature(tmp_path):
+    with pytest.raises(UserError, match="leave it or more_temperatures out"):
+        settings(tmp_path, "loss.drawn_tokens=5", "loss.more_temperatures=[0.7]")
 
 
 @pytest.mark.parametrize("layout", ["ttt", "plain"])
