@@ -5,6 +5,11 @@ from __future__ import annotations
 from bebop.recipes.head import ServedHead
 from bebop.recipes.record import Caveat
 
+DRAFTS_FROM_ALL = Caveat(
+    text="This head drafts the few tokens named in bebop.json, which only Bebop's own engine knows of; here it drafts "
+    "from the whole vocabulary: the same law, and more time in the lm_head.",
+    source="bebop.engines.embedded.draft_vocabulary",
+)
 ALIVE = Caveat(
     text="Watch the accept length after every weight update and every sleep: a head that was lost drafts garbage, "
     "nothing crashes, the length falls to 1.0 and rollouts get slower than without drafts.",
@@ -77,10 +82,15 @@ def vllm_caveats(head: ServedHead) -> tuple[Caveat, ...]:
     contract = head.spec.contract
     gated = "linear_attention" in (getattr(head.spec.config, "layer_types", None) or ())
     mimo = contract is not None and contract.name == "mimo"
-    return (*always, *((VLLM_PREFIX_CACHE,) if gated else ()), *((VLLM_MIMO,) if mimo else ()))
+    return (*always, *((VLLM_PREFIX_CACHE,) if gated else ()), *((VLLM_MIMO,) if mimo else ()), *of_any_engine(head))
 
 
 def sglang_caveats(head: ServedHead) -> tuple[Caveat, ...]:
     """Of everything that samples with SGLang."""
     always = (ALIVE, SGLANG_OFF, SGLANG_LOGPROBS, SGLANG_MIN_P, SGLANG_RELEASE, SGLANG_CPU)
-    return (*always, *((SGLANG_EAGLE,) if head.draft_directory else ()))
+    return (*always, *((SGLANG_EAGLE,) if head.draft_directory else ()), *of_any_engine(head))
+
+
+def of_any_engine(head: ServedHead) -> tuple[Caveat, ...]:
+    record = head.spec.record
+    return (DRAFTS_FROM_ALL,) if record is not None and record.draft_vocabulary is not None else ()

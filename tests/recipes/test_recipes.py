@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,8 @@ from bebop.cli.main import build_app, run
 from bebop.engines.base import DraftStats
 from bebop.engines.vllm.counters import acceptance_metrics
 from bebop.errors import UserError
+from bebop.models.names import resolve_name
+from bebop.recipes.caveats import DRAFTS_FROM_ALL
 from bebop.recipes.record import Block, Recipe
 from bebop.recipes.registry import RECIPES, make_recipe
 
@@ -88,6 +91,16 @@ def test_every_recipe_reads_back_as_what_it_says(policies: dict[str, str], frame
             assert parsed(block) == block.data
     assert recipe.caveats
     assert all(caveat.text.endswith(".") and caveat.source for caveat in recipe.caveats)
+
+
+@pytest.mark.parametrize("framework", list(RECIPES))
+def test_a_draft_vocabulary_is_a_caveat(policies: dict[str, str], framework: str, tmp_path: Path) -> None:
+    copy = tmp_path / "few"
+    shutil.copytree(resolve_name(policies["tiny"]), copy)
+    record = json.loads((copy / "bebop.json").read_text())
+    (copy / "bebop.json").write_text(json.dumps(record | {"draft_vocabulary": [1, 2]}))
+    plain, few = (make_recipe(framework, policy, K).caveats for policy in (policies["tiny"], str(copy)))
+    assert [one for one in few if one not in plain] == [DRAFTS_FROM_ALL]
 
 
 @pytest.mark.parametrize("policy", ["tiny", "eagle"])
