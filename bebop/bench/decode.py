@@ -48,6 +48,8 @@ class DecodeBench:
     generate: bool = True
     """Whether transformers' ``generate`` is an arm."""
     lean: bool = True
+    draft_vocabulary: bool = True
+    """Whether the head drafts from its own vocabulary, where it has one."""
 
     def __post_init__(self) -> None:
         if 0 not in self.draft_lengths:
@@ -174,6 +176,7 @@ def _engine_arm(
         num_draft_tokens=draft_length,
         max_rows=batch,
         lean=bench.lean,
+        draft_vocabulary=bench.draft_vocabulary,
         synchronise=policy.device.type == "cuda",
     )
     engine = EmbeddedEngine(policy, options)
@@ -197,7 +200,9 @@ def _engine_arm(
 def _requests(prompts: list[Prompt], bench: DecodeBench, seed: int) -> list[Request]:
     sampling = Sampling(temperature=bench.temperature)
     return [
-        Request(id=str(i), prompt_tokens=prompt, max_tokens=bench.tokens, sampling=sampling, seed=seed * 1000 + i)
+        Request(
+            id=str(i), prompt_tokens=prompt, max_tokens=bench.tokens, sampling=sampling, seed=seed * len(prompts) + i
+        )
         for i, prompt in enumerate(prompts)
     ]
 

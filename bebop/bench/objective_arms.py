@@ -23,7 +23,7 @@ from bebop.tasks.base import Split
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
 from bebop.training.bootstrap import Tally
-from bebop.training.draft_vocabulary import drawn_vocabularies
+from bebop.training.draft_vocabulary import WrittenTokens
 from bebop.training.mtp import TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.mtp_eval import EvalSettings, estimated_tally, played, played_tally, sample_chains
@@ -125,14 +125,8 @@ def train(lab: Lab, arm: Arm) -> list[float]:
     # What follows the common start goes on in its data.
     offset = bench.start_steps if arm.kind in ("tuning", "from_start") else 0
     moments = [time.process_time()]
-    vocabulary = drawn_vocabularies(
-        (one.transcript for one in lab.train), lab.policy.config.vocab_size, bench.drawn_tokens, arm.seed
-    )
-    data = TrainingData(
-        samples=lambda step: source(step + offset),
-        hiddens=lab.hiddens,
-        vocabulary=lambda step: vocabulary(step + offset),
-    )
+    written = WrittenTokens.of(one.transcript for one in lab.train)
+    data = TrainingData(samples=lambda step: source(step + offset), hiddens=lab.hiddens, written=written)
     train_mtp(config, lab.policy, data, run, lambda _: moments.append(time.process_time()))
     return [after - before for before, after in pairwise(moments)]
 

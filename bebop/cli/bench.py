@@ -51,6 +51,9 @@ def decode(
     repetitions: Annotated[int, typer.Option(help="Times that every arm runs; figures are medians.")] = 5,
     generate: Annotated[bool, typer.Option(help="Time transformers' generate, too.")] = True,
     lean: Annotated[bool, typer.Option(help="Use the engine's lean layers where there are any.")] = True,
+    every_token: Annotated[
+        bool, typer.Option("--every-token", help="Draft from all tokens, whatever the checkpoint names for its head.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="embedded, or embedded,vllm: the two side by side.")] = "embedded",
     device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -73,6 +76,7 @@ def decode(
         repetitions=repetitions,
         generate=generate,
         lean=lean,
+        draft_vocabulary=not every_token,
     )
     rule_named(rule)
     if threads is not None:
@@ -185,7 +189,7 @@ def decode_table(result: dict[str, Any]) -> Table:
     """One line per batch size and arm."""
     columns = ("batch", "arm", "tokens/s", "spread", "/ K=0", "whole", "length", "draft", "verify", "sample")
     caption = (
-        "tokens/s and / K=0: prompts apart; spread: most less least; whole: / K=0, prompts and all; "
+        "tokens/s and / K=0: prompts apart (not generate's); spread: most less least; whole: / K=0, prompts and all; "
         "length: tokens per round; draft to sample: % of a round's time, the host's is the rest"
     )
     grid = Table(*columns, box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, collapse_padding=True)

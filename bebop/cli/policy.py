@@ -18,8 +18,9 @@ from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec
 from bebop.models.stitch import stitch as stitch_head
 from bebop.models.stored_fingerprint import stored_fingerprint
-from bebop.training.draft_vocabulary import draft_vocabulary
+from bebop.training.draft_vocabulary import WrittenTokens, describe
 from bebop.training.sample_files import read_samples
+from bebop.training.samples import usable
 
 policy_app = typer.Typer(
     name="policy", help="Look at a policy's checkpoint, and put a head into one.", no_args_is_help=True
@@ -100,7 +101,10 @@ def stitch(
 @policy_app.command()
 def vocabulary(
     path: Annotated[Path, typer.Argument(help="Checkpoint directory with a head; its bebop.json is written.")],
-    data: Annotated[Path, typer.Argument(help="Rollouts of the policy, as for train-mtp's data.file.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Rollouts of the policy, as for train-mtp's data.file.", show_default=False)
+    ] = None,
+    every_token: Annotated[bool, typer.Option("--every-token", help="Let it draft every token again.")] = False,
 ) -> None:
     """Let a checkpoint's head draft only the tokens found in the policy's rollouts: less to compute, the same output.
 
@@ -111,11 +115,22 @@ def vocabulary(
     spec = read_spec(path)
     if not _head_tensors(spec) or spec.contract is None:
         raise UserError(f"{path} has no head to draft with; stitch one in with `bebop policy stitch`.")
-    samples = read_samples(data, load_tokenizer(spec.directory, spec.config))
-    few = draft_vocabulary((one.transcript for one in samples), spec.config.vocab_size)
+    if (data is None) != every_token:
+        raise UserError("name the file of rollouts, or give --every-token: one of the two")
+    few, allowed = (None, "every token") if data is None else _drafted_in(data, spec)
     record = spec.record or HeadRecord(contract=spec.contract.name, options=spec.contract.options)
-    write_head_record(path, replace(record, draft_vocabulary=few))
-    typer.echo(f"{path}: the head may draft {_count_of(few, spec)}")
+    write_head_record(path, spec.contract, replace(record, draft_vocabulary=few))
+    typer.echo(f"{path}: the head may draft {allowed}")
+
+
+def _drafted_in(data: Path, spec: PolicySpec) -> tuple[tuple[int, ...] | None, str]:
+    """The draft vocabulary of the rollouts in a file, and what there is to say of it."""
+    size = spec.config.vocab_size
+    read = read_samples(data, load_tokenizer(spec.directory, spec.config))
+    samples = usable(read, size, spec.config.max_position_embeddings, str(data))
+    written = WrittenTokens.of(one.transcript for one in samples)
+    few = written.draft_vocabulary(size)
+    return few, describe(few, written, size)
 
 
 def summarise(spec: PolicySpec) -> PolicySummary:
@@ -138,7 +153,7 @@ def summarise(spec: PolicySpec) -> PolicySummary:
         num_head_parameters=_num_parameters(head),
         head_experts=_expert_layout(head),
         head_provenance=_provenance(spec, fingerprint),
-        draft_vocabulary=_count_of(few, spec),
+        draft_vocabulary=_count_of(few, spec) if head else "none",
         fingerprint=asdict(fingerprint),
     )
 

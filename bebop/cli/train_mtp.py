@@ -19,7 +19,7 @@ from bebop.runs import RunDirectory
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import keep_freed_memory
 from bebop.training.collect import collected
-from bebop.training.draft_vocabulary import draft_vocabulary, drawn_vocabularies
+from bebop.training.draft_vocabulary import WrittenTokens, describe
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
@@ -53,12 +53,9 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
     run = world.first(lambda: open_run(settings.run, settings, settings.data.seed), RunDirectory(settings.run))
     samples = given or world.first(lambda: played_samples(settings, policy, run))
     hiddens = open_hiddens(settings, policy, samples, run, world)
-    transcripts, vocab_size = [one.transcript for one in samples], policy.config.vocab_size
-    data = TrainingData(
-        samples=epochs(samples, settings.data.per_step, settings.data.seed),
-        hiddens=hiddens,
-        vocabulary=drawn_vocabularies(transcripts, vocab_size, settings.loss.drawn_tokens, settings.data.seed),
-    )
+    written = WrittenTokens.of(one.transcript for one in samples)
+    source = epochs(samples, settings.data.per_step, settings.data.seed)
+    data = TrainingData(samples=source, hiddens=hiddens, written=written)
     with progress("train-mtp", settings.steps) if world.is_main else nullcontext() as show:
         trained = train_mtp(
             settings,
@@ -69,10 +66,11 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
             world,
         )
     if world.is_main:
-        few = draft_vocabulary(transcripts, vocab_size) if settings.draft_vocabulary else None
-        trained = replace(trained.with_head_trained_here(), draft_vocabulary=few)
-        save_policy(trained, settings.output)
+        few = written.draft_vocabulary(policy.config.vocab_size) if settings.draft_vocabulary else None
+        save_policy(replace(trained.with_head_trained_here(), draft_vocabulary=few), settings.output)
         print(f"the policy with the trained head is in {settings.output}")
+        if settings.draft_vocabulary:
+            print(f"the head may draft {describe(few, written, policy.config.vocab_size)}")
 
 
 def open_policy(settings: TrainMTP, device: torch.device) -> Policy:

@@ -3,10 +3,12 @@
 Some tokens always take part. Of the others, M are drawn without replacement, and each stands for all that it was drawn
 from: its unnormalised probability counts D / M times, D being their number. Partition functions, the sums over the
 vocabulary, are then estimated without bias (sampled softmax: Bengio and Senécal, IEEE Transactions on Neural Networks
-19, 2008), and so is every sum that the objectives take over p and q, up to the error of those. A factor on an
-unnormalised probability is a term in its logit: one more column of the states, constant, and of the lm_head.
+19, 2008); p and q are divided by such estimates, so losses are biased, by the order of their variance. A factor on an
+unnormalised probability is a term in its logit, so it is carried by further columns of the lm_head, at which the states
+are 1.
 
-Shapes: A tokens that always take part, S tokens of the sample, V vocabulary, N chains, K depths, H hidden size.
+Shapes: A tokens that always take part, D others, S tokens of the sample, V vocabulary, N chains, K depths, H hidden
+size, E further columns.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bebop.core.chains import DraftChains
+
+EXTRA_COLUMNS = 8
+"""A multiple of 8, which fast half-precision products want of a row's length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,20 +51,28 @@ def sample_vocabulary(
 
 
 def restricted(
-    chains: DraftChains, head_weight_VH: Tensor, sample: VocabularySample, temperature: float = 1.0
+    chains: DraftChains, head_weight_VH: Tensor, sample: VocabularySample, temperature: float
 ) -> tuple[DraftChains, Tensor]:
-    """Chains and lm_head [S, H + 1] whose loss at ``temperature`` is that on the sample.
+    """Chains and lm_head [S, H + E] whose loss at ``temperature`` is that on the sample.
 
-    Depths whose token is not in the sample do not count.
+    ValueError where a depth counts whose token is not in the sample.
     """
     tokens_S = sample.tokens_S.to(head_weight_VH.device)
-    factors_S1 = (temperature * sample.log_multiplicity_S).to(head_weight_VH)[:, None]
     tokens_NK = torch.searchsorted(tokens_S, chains.tokens_NK.contiguous()).clamp(max=len(tokens_S) - 1)
+    if not bool(((tokens_S[tokens_NK] == chains.tokens_NK) | ~chains.counted_NK).all()):
+        raise ValueError("a token of the chains is not in the sample; let every token of the data take part")
     on_sample = replace(
         chains,
-        draft_states_NKH=pad(chains.draft_states_NKH, (0, 1), value=1.0),
-        target_states_PH=pad(chains.target_states_PH, (0, 1), value=1.0),
+        draft_states_NKH=pad(chains.draft_states_NKH, (0, EXTRA_COLUMNS), value=1.0),
+        target_states_PH=pad(chains.target_states_PH, (0, EXTRA_COLUMNS), value=1.0),
         tokens_NK=tokens_NK,
-        depth_mask_NK=chains.counted_NK & (tokens_S[tokens_NK] == chains.tokens_NK),
     )
-    return on_sample, torch.cat([head_weight_VH.detach()[tokens_S], factors_S1], dim=1)
+    factors_SE = columns_of((temperature * sample.log_multiplicity_S).to(head_weight_VH.device), head_weight_VH.dtype)
+    return on_sample, torch.cat([head_weight_VH.detach()[tokens_S], factors_SE], dim=1)
+
+
+def columns_of(values_S: Tensor, dtype: torch.dtype) -> Tensor:
+    """[S, E] that add up to the values: what ``dtype`` rounds away stands in a column of its own."""
+    rounded_S = values_S.to(dtype)
+    rest_S = (values_S - rounded_S.to(values_S.dtype)).to(dtype)
+    return pad(torch.stack([rounded_S, rest_S], dim=1), (0, EXTRA_COLUMNS - 2))

@@ -48,7 +48,8 @@ def read_head_record(directory: Path, contract: HeadContract, vocab_size: int) -
     )
 
 
-def write_head_record(directory: Path, record: HeadRecord) -> None:
+def write_head_record(directory: Path, contract: HeadContract, record: HeadRecord) -> None:
+    """Into a checkpoint, and into its draft directory where it has one, so that this can be stitched on its own."""
     content: dict[str, Any] = {
         "contract": record.contract,
         "options": asdict(record.options),
@@ -57,6 +58,8 @@ def write_head_record(directory: Path, record: HeadRecord) -> None:
     if record.draft_vocabulary is not None:
         content["draft_vocabulary"] = list(record.draft_vocabulary)
     write_json(directory / HEAD_RECORD_FILE, content)
+    if contract.subdirectory and (directory / contract.subdirectory).is_dir():
+        write_json(directory / contract.subdirectory / HEAD_RECORD_FILE, content)
 
 
 def _checked_vocabulary(stored: Any, vocab_size: int, file: Path) -> tuple[int, ...] | None:
@@ -65,7 +68,7 @@ def _checked_vocabulary(stored: Any, vocab_size: int, file: Path) -> tuple[int, 
     is_list = isinstance(stored, list) and stored and all(type(token) is int for token in stored)
     if not is_list or stored[0] < 0 or stored[-1] >= vocab_size or any(a >= b for a, b in pairwise(stored)):
         raise UserError(
-            f"{file}: draft_vocabulary must be token ids below {vocab_size} in rising order; make it again with "
-            "`bebop policy vocabulary`, or take it out."
+            f"{file}: draft_vocabulary must be token ids below {vocab_size} in rising order; take it out, and make "
+            "it again with `bebop policy vocabulary`."
         )
     return tuple(stored)

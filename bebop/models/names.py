@@ -36,8 +36,8 @@ def _smollm2() -> Path:
 
 
 def _smollm2_sft() -> Path:
-    path = cache_dir() / "smollm2-sft"
-    if not (path / "config.json").is_file():
+    path = output_path("smollm2-sft")
+    if not is_checkpoint(path):
         raise UserError(
             f"smollm2-sft is not in {path.parent} yet; make it with `bebop train-sft configs/train-sft-smollm2.yaml`."
         )
@@ -61,6 +61,10 @@ def resolve_name(name_or_path: str | Path) -> Path:
         names = ", ".join(BUILT_IN)
         raise UserError(f"There is no policy {str(name_or_path)!r}; name a checkpoint directory or one of {names}.")
     return path
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file()
 
 
 def output_path(name_or_path: str | Path) -> Path:

@@ -89,9 +89,8 @@ def _write_head_files(policy: Policy, spec: PolicySpec, out: Path) -> None:
     )
     if draft:
         write_draft(policy.head, spec, out / draft)
-        write_head_record(out / draft, record)
     announce_head(out, contract)
-    write_head_record(out, record)
+    write_head_record(out, contract, record)
 
 
 def announce_head(directory: Path, contract: HeadContract) -> None:

@@ -72,9 +72,8 @@ def stitch(base: Path, head: Path, out: Path, *, link: bool = False) -> StitchRe
         else:
             write_checkpoint(spec.checkpoint, {}, frozenset(), target, link=link)
             _write_draft(found, target / contract.subdirectory)
-            write_head_record(target / contract.subdirectory, found.record)
         announce_head(target, contract)
-        write_head_record(target, found.record)
+        write_head_record(target, contract, found.record)
     return StitchReport(
         contract=contract.name,
         num_head_tensors=len(found.tensors),

@@ -107,7 +107,9 @@ def from_bench(result: Mapping[str, Any]) -> Measured:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError("these are not the figures of `bebop bench decode --json`; give that file") from error
+        raise UserError(
+            "these are not the figures of this version's `bebop bench decode --json`; measure again and give that file"
+        ) from error
     return measured
 
 

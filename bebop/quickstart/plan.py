@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bebop.errors import UserError
-from bebop.models.checkpoint import CONFIG_FILE
-from bebop.models.names import output_path
+from bebop.models.names import is_checkpoint, output_path
 from bebop.quickstart import findings
 from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 
@@ -77,7 +76,7 @@ def plan(scale: Scale, directory: Path) -> list[Act]:
 
 
 def the_policy(scale: Scale, directory: Path) -> Act:
-    is_made = (output_path(scale.policy) / CONFIG_FILE).is_file()
+    is_made = scale.tuned and is_checkpoint(output_path(scale.policy))
     tuning = [train_sft(scale, directory)] if scale.tuned and not is_made else []
     measure = Step(
         name="policy",
@@ -85,7 +84,8 @@ def the_policy(scale: Scale, directory: Path) -> Act:
     )
     return Act(
         title="the policy",
-        purpose="How good it is at the three families of tasks, and how sure of its words, before any training.",
+        purpose="How good it is at the three families of tasks, and how sure of its words, before any training."
+        + (f" It is there already: {output_path(scale.policy)} is taken as it is." if is_made else ""),
         waves=one_by_one(*tuning, measure),
         found=findings.policy,
     )

@@ -30,6 +30,9 @@ class MTPConfig(ConfigModel):
     k: int | Literal["auto"] = 3
     """Draft tokens a round; ``auto`` measures costs and acceptance while it runs, and differs from run to run."""
 
+    draft_vocabulary: bool = True
+    """Draft only the tokens that the checkpoint names for its head, if it names some; False drafts from all. A policy
+    that learns to write others is drafted worse there."""
     online: OnlineHeadConfig = OnlineHeadConfig()
     """Used where the mode is ``online``."""
 

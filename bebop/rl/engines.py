@@ -41,6 +41,7 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engin
             max_rows=rollout.rows,
             max_context=rollout.max_context,
             recompute_cache=rollout.recompute_cache,
+            draft_vocabulary=mtp.draft_vocabulary,
         )
         return EmbeddedEngine(policy, embedded)
     if k == "auto":

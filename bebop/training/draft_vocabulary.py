@@ -1,62 +1,65 @@
-"""The tokens that a policy writes, where they are few: those its head may draft, and those its loss always compares.
+"""The tokens that a policy writes: those its head may draft, where they are few, and those its loss always compares.
 
 Shapes: none; token ids are integers.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from bebop.core.vocabulary_sample import VocabularySample, sample_vocabulary
 from bebop.tasks.chat import Transcript
 
-MAX_UNSEEN = 0.002
-"""Chance that the policy's next token is none of those it has written, above which every token may be drafted: such a
-token is a draft refused."""
+MAX_UNSEEN = 0.01
+"""Chance that a token of the policy's is none of those it has written before, above which every token may be drafted:
+drafts of such a token cannot be right."""
 MAX_SHARE = 0.5
 """Share of the policy's vocabulary above which a smaller one saves too little."""
 
-VocabularySource = Callable[[int], VocabularySample | None]
-"""step -> the part of the vocabulary on which its losses are computed; None for all of it."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenTokens:
+    """What some rollouts of a policy consist of."""
+
+    tokens: tuple[int, ...]
+    """In rising order."""
+    unseen: float
+    """Estimated chance that a token of another rollout is none of them."""
+
+    @classmethod
+    def of(cls, transcripts: Iterable[Transcript]) -> WrittenTokens:
+        """The chance of unseen tokens is the share of those found in one rollout alone: what that rollout would have
+        had of them without the others (Good and Turing; Good, Biometrika 40, 1953)."""
+        counts: Counter[int] = Counter()
+        num_rollouts: Counter[int] = Counter()
+        for one in transcripts:
+            found = Counter(token for token, is_model in zip(one.tokens, one.is_model, strict=True) if is_model)
+            counts += found
+            num_rollouts.update(found.keys())
+        alone = sum(count for token, count in counts.items() if num_rollouts[token] == 1)
+        return cls(tokens=tuple(sorted(counts)), unseen=alone / counts.total() if counts else 1.0)
+
+    def draft_vocabulary(self, vocab_size: int) -> tuple[int, ...] | None:
+        """The tokens, or None for the whole vocabulary (see the limits above)."""
+        is_small = len(self.tokens) <= MAX_SHARE * vocab_size and self.unseen <= MAX_UNSEEN
+        return self.tokens if self.tokens and is_small else None
+
+    def sample(self, vocab_size: int, num_drawn: int | None, seed: int, step: int) -> VocabularySample | None:
+        """The tokens and ``num_drawn`` others, other ones in every step; None for all, where there are not so many."""
+        if num_drawn is None or num_drawn >= vocab_size - len(self.tokens):
+            return None
+        generator = torch.Generator().manual_seed(random.Random(f"{seed}:{step}").getrandbits(63))
+        return sample_vocabulary(torch.tensor(self.tokens, dtype=torch.long), vocab_size, num_drawn, generator)
 
 
-def draft_vocabulary(transcripts: Iterable[Transcript], vocab_size: int) -> tuple[int, ...] | None:
-    """The tokens that the policy wrote, in rising order, or None for the whole vocabulary (see the limits above).
-
-    The chance of tokens that were never seen is estimated by the share of those seen once (Good and Turing; Good,
-    Biometrika 40, 1953).
-    """
-    counts = written(transcripts)
-    seen_once = sum(count == 1 for count in counts.values())
-    if not counts or len(counts) > MAX_SHARE * vocab_size or seen_once > MAX_UNSEEN * counts.total():
-        return None
-    return tuple(sorted(counts))
-
-
-def written(transcripts: Iterable[Transcript]) -> Counter[int]:
-    """How often the policy wrote each token."""
-    return Counter(
-        token for one in transcripts for token, is_model in zip(one.tokens, one.is_model, strict=True) if is_model
+def describe(few: tuple[int, ...] | None, written: WrittenTokens, vocab_size: int) -> str:
+    """What a head may draft and why, in a clause."""
+    chance = (
+        f"another rollout's tokens are none of the {len(written.tokens)} found with a chance of {written.unseen:.2%}"
     )
-
-
-def whole_vocabulary(step: int) -> None:
-    """Every token, in every step."""
-
-
-def drawn_vocabularies(
-    transcripts: Iterable[Transcript], vocab_size: int, num_drawn: int | None, seed: int
-) -> VocabularySource:
-    """The written tokens and ``num_drawn`` others, other ones in every step; the whole where there are not so many."""
-    always_A = torch.tensor(sorted(written(transcripts)), dtype=torch.long)
-    if num_drawn is None or num_drawn >= vocab_size - len(always_A):
-        return whole_vocabulary
-
-    def of_step(step: int) -> VocabularySample:
-        generator = torch.Generator().manual_seed((seed << 32) + step)
-        return sample_vocabulary(always_A, vocab_size, num_drawn, generator)
-
-    return of_step
+    return f"{len(few)} of {vocab_size} tokens; {chance}" if few else f"every token, because {chance}"

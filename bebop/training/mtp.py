@@ -30,7 +30,7 @@ from bebop.runs import RunDirectory
 from bebop.training.chain_plan import plan_chains
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.draft_loss import Tallies, chain_loss, draft_chains
-from bebop.training.draft_vocabulary import VocabularySource, whole_vocabulary
+from bebop.training.draft_vocabulary import WrittenTokens
 from bebop.training.hidden import HiddenSource
 from bebop.training.mtp_config import TrainMTP
 from bebop.training.optimiser import learning_rate, open_optimiser, update
@@ -45,7 +45,8 @@ class TrainingData:
 
     samples: SampleSource
     hiddens: HiddenSource
-    vocabulary: VocabularySource = whole_vocabulary
+    written: WrittenTokens
+    """Of all samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +57,8 @@ class MTPReport:
     loss: Mean
     """Per counted (chain, depth)."""
     overlaps: tuple[Mean, ...]
-    """Depth k: sum_v min(p, q) over the chains that count there, at the rollouts' temperature."""
+    """Depth k: sum_v min(p, q) over the chains that count there, at the rollouts' temperature; estimated from the drawn
+    tokens where the loss is."""
     accepted: Mean
     """Drafts that rejection accepts of the deployed K, expected (spec, section 4), per chain that is that long."""
     grad_norm: float
@@ -136,7 +138,8 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
     curriculum = config.loss.curriculum(config.data.temperature)
     is_warm = state.is_warm or curriculum.warm_up is None
     how = (curriculum, curriculum.objective(is_warm=is_warm))
-    vocabulary = data.vocabulary(step)
+    size, num_drawn = policy.config.vocab_size, config.loss.drawn_tokens
+    vocabulary = data.written.sample(size, num_drawn, config.data.seed, step)
     losses = accumulate(config, policy, data.hiddens, (state.shards, samples), how, vocabulary)
     seen = reduce(add, state.shards.world.gather(Tallies.of(losses, config.unroll.deployed)))
     if not math.isfinite(seen.loss.value):

@@ -1,4 +1,4 @@
-"""A loss on a sample of the vocabulary is the whole loss in expectation, and exactly it where all tokens are drawn.
+"""A loss on a sample of the vocabulary: unbiased partition functions, and the whole loss where all tokens are drawn.
 
 Shapes: N chains, K depths, H hidden size, S tokens of the sample, V vocabulary.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from bebop.core.chains import TemperatureMixture, plain_loss
 from bebop.core.fused import fused_loss
 from bebop.core.objectives import OBJECTIVES
-from bebop.core.vocabulary_sample import VocabularySample, restricted, sample_vocabulary
+from bebop.core.vocabulary_sample import EXTRA_COLUMNS, VocabularySample, restricted, sample_vocabulary
 
 VOCABULARY = 9
 
@@ -25,6 +25,12 @@ VOCABULARY = 9
 def on_sample(batch: Batch, sample: VocabularySample, temperature: float = 1.0) -> Batch:
     chains, weight_SH = restricted(batch.chains, batch.head_weight_VH, sample, temperature)
     return Batch(chains=chains, head_weight_VH=weight_SH, mixture=TemperatureMixture(temperatures=(temperature,)))
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """No depth counts, so any tokens may take part."""
+    mask_NK = torch.zeros_like(batch.chains.tokens_NK, dtype=torch.bool)
+    return replace(batch, chains=replace(batch.chains, depth_mask_NK=mask_NK))
 
 
 def everything(vocab_size: int, always: list[int]) -> VocabularySample:
@@ -51,7 +57,7 @@ def test_a_sample_of_all_tokens_is_the_whole_vocabulary(name, loss):
     for always in ([], [0, 5, 36]):
         part, part_NKH = value_and_gradient(loss, on_sample(batch, everything(37, always)), OBJECTIVES[name])
         torch.testing.assert_close(part.loss_N, whole.loss_N, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(part_NKH[..., :-1], whole_NKH, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(part_NKH[..., :-EXTRA_COLUMNS], whole_NKH, rtol=1e-9, atol=1e-12)
 
 
 def partition(states_NKH: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
@@ -60,7 +66,7 @@ def partition(states_NKH: Tensor, weight_VH: Tensor, temperature: float) -> Tens
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_partition_functions_are_unbiased(temperature):
-    batch = random_batch(vocabulary=VOCABULARY)
+    batch = unlabelled(random_batch(vocabulary=VOCABULARY))
     parts = [on_sample(batch, sample, temperature) for sample in every_sample([2, 3], 3)]
     sums = torch.stack([partition(one.chains.draft_states_NKH, one.head_weight_VH, temperature) for one in parts])
     whole = partition(batch.chains.draft_states_NKH, batch.head_weight_VH, temperature)
@@ -70,22 +76,42 @@ def test_partition_functions_are_unbiased(temperature):
 
 
 def test_forgetting_what_a_drawn_token_stands_for_is_biased():
-    batch = random_batch(vocabulary=VOCABULARY)
+    batch = unlabelled(random_batch(vocabulary=VOCABULARY))
     plainly = [replace(one, log_multiplicity_S=torch.zeros(5)) for one in every_sample([2, 3], 3)]
     sums = [on_sample(batch, one) for one in plainly]
     mean = torch.stack([partition(one.chains.draft_states_NKH, one.head_weight_VH, 1.0) for one in sums]).mean(0)
     assert (mean < 0.95 * partition(batch.chains.draft_states_NKH, batch.head_weight_VH, 1.0)).all()
 
 
-def test_chains_end_where_a_token_is_not_in_the_sample():
+@pytest.mark.parametrize("num_drawn", [5, 80])
+def test_half_precision_keeps_what_a_drawn_token_stands_for(num_drawn):
+    """Rounded to bfloat16 alone, the logarithm would be off by up to 2^-8 of itself in every step."""
+    batch = unlabelled(random_batch(vocabulary=1000).to(torch.bfloat16))
+    sample = sample_vocabulary(torch.tensor([3]), 1000, num_drawn, torch.Generator().manual_seed(0))
+    part = on_sample(batch, sample, temperature=0.7)
+    assert part.head_weight_VH.dtype == torch.bfloat16
+    term_S = part.head_weight_VH[:, 5:].double().sum(1)
+    drawn = sample.log_multiplicity_S > 0
+    assert term_S[~drawn].tolist() == [0.0]
+    torch.testing.assert_close(term_S[drawn] / 0.7, sample.log_multiplicity_S[drawn].double(), rtol=1e-4, atol=0)
+    assert bool((part.chains.draft_states_NKH[..., 5:] == 1).all())
+
+
+def test_a_token_that_counts_must_take_part():
     batch = random_batch(vocabulary=VOCABULARY)
-    sample = every_sample([2, 3], 3)[0]
-    inside_NK = torch.isin(batch.chains.tokens_NK, sample.tokens_S)
-    chains = on_sample(batch, sample).chains
-    assert torch.equal(chains.counted_NK, inside_NK.int().cumprod(-1).bool())
-    assert not inside_NK.all() and inside_NK.any()
-    kept_NK = chains.counted_NK
-    assert torch.equal(sample.tokens_S[chains.tokens_NK[kept_NK]], batch.chains.tokens_NK[kept_NK])
+    tokens = batch.chains.tokens_NK.unique().tolist()
+    assert 1 < len(tokens) < VOCABULARY
+    found = on_sample(batch, everything(VOCABULARY, tokens)).chains
+    assert torch.equal(found.tokens_NK, batch.chains.tokens_NK)
+    (missing, *others) = tokens
+    log_S = torch.zeros(len(others))
+    without = VocabularySample(tokens_S=torch.tensor(others), log_multiplicity_S=log_S)
+    with pytest.raises(ValueError, match="not in the sample"):
+        on_sample(batch, without)
+    masked = replace(batch.chains, depth_mask_NK=batch.chains.tokens_NK != missing)
+    kept_NK = masked.counted_NK
+    found = on_sample(replace(batch, chains=masked), without).chains
+    assert torch.equal(without.tokens_S[found.tokens_NK[kept_NK]], batch.chains.tokens_NK[kept_NK])
 
 
 def test_every_other_token_is_drawn_as_often():

@@ -3,6 +3,7 @@
 Shapes: N chains, K depths, V vocabulary.
 """
 
+import dataclasses
 import itertools
 import math
 
@@ -126,3 +127,17 @@ def test_estimates_agree_with_what_the_engine_plays(policy):
     assert 1 < calibrated < 4 and 1 < plain < 4
     assert 0 < figures_of["prefers_rejection@1"].value <= 1
     assert 0 < figures_of["overlap@1"].value < 1 and figures_of["target_entropy"].value > 0
+
+
+def test_estimates_know_what_the_head_may_not_draft(policy):
+    """Played and promised agree with a draft vocabulary too, and differ from those without one."""
+    few = dataclasses.replace(policy, draft_vocabulary=tuple(range(0, policy.config.vocab_size, 2)))
+    settings = EvalSettings(
+        questions=Questions(sampling=Sampling(), rules=["rejection"]), num_drafts=3, rows=16, max_turn_tokens=32
+    )
+    wanted = list(plans([load_task("math")], Split.HELDOUT, range(16)))
+    whole, part = (evaluate_task(one, "math", wanted, settings, lambda: None).figures for one in (policy, few))
+    assert part["overlap@1"].value < 0.8 * whole["overlap@1"].value
+    played, promised = (part[f"rejection/{name}"] for name in ("emitted_per_round", "estimated_emitted"))
+    spread = math.hypot(played.high - played.low, promised.high - promised.low) / 4
+    assert abs(played.value - promised.value) < 4 * spread + 0.01

@@ -30,7 +30,8 @@ class SlotCache:
         self._values: dict[int, Tensor] = {}
         self._flat_N = torch.empty(0, dtype=torch.long)
         self._num_rows = 0
-        self._num_keys = 0
+        self.num_keys = 0
+        """Positions that the forward begun last reads."""
 
     @property
     def num_bytes(self) -> int:
@@ -41,7 +42,7 @@ class SlotCache:
         """The next forward writes at ``positions_BT`` of slots 0..B-1 and reads positions 0..num_keys-1."""
         offsets_B1 = torch.arange(positions_BT.shape[0], device=positions_BT.device)[:, None] * self.capacity
         self._flat_N = (positions_BT + offsets_B1).reshape(-1)
-        self._num_rows, self._num_keys = positions_BT.shape[0], num_keys
+        self._num_rows, self.num_keys = positions_BT.shape[0], num_keys
 
     def update(self, key_BHTD: Tensor, value_BHTD: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
         """Write the new positions; return views [B, H, num_keys, D] of the layer's keys and values."""
@@ -55,7 +56,7 @@ class SlotCache:
         store_SLHD = self._store(stores, layer, new_NHD)
         flat = store_SLHD.view(self.num_slots * self.capacity, *store_SLHD.shape[2:])
         flat.index_copy_(0, self._flat_N, new_NHD)
-        return store_SLHD[: self._num_rows, : self._num_keys].transpose(1, 2)
+        return store_SLHD[: self._num_rows, : self.num_keys].transpose(1, 2)
 
     def _store(self, stores: dict[int, Tensor], layer: int, like_NHD: Tensor) -> Tensor:
         """The layer's store, allocated when its first keys show their shape."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.backbone import aligned
 from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
+from bebop.engines.embedded.draft_head import make_draft_head
 from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
-from bebop.engines.embedded.lean_head import make_lean_head
 from bebop.models.head import HeadState, MTPHead
 from bebop.models.policy import Policy
 
@@ -65,14 +65,14 @@ class Drafter:
         self._dtype = policy.dtype
         like = torch.empty(0, dtype=policy.dtype, device=policy.device)
         self._waiting_SWH = allocate((num_slots, STORE_WIDTH, policy.config.hidden_size), like)
-        self._lean = make_lean_head(head, policy.dtype, policy.device) if lean else None
+        self._run_head = make_draft_head(head, policy.dtype, policy.device, lean=lean)
         self._num_groups = head.config.num_attention_heads // head.config.num_key_value_heads
 
     def refresh(self) -> None:
         """The policy's weights may have changed: take over what was copied of them."""
-        for part in (self._lean, self.vocabulary):
-            if part is not None:
-                part.refresh()
+        self._run_head.refresh()
+        if self.vocabulary is not None:
+            self.vocabulary.refresh()
 
     @property
     def num_bytes(self) -> int:
@@ -84,10 +84,7 @@ class Drafter:
         cache = PrefillCache()
         positions_RT = torch.arange(hidden_RTH.shape[1], device=hidden_RTH.device).expand(hidden_RTH.shape[0], -1)
         embeds_RTH = self.policy.embed(next_tokens_RT)
-        if self._lean is not None:
-            self._lean.remember(hidden_RTH, embeds_RTH, positions_RT, hidden_RTH.shape[1], cache)
-        else:
-            self.head(hidden_RTH, embeds_RTH, positions_RT, cache=cache)
+        self._run_head.remember(hidden_RTH, embeds_RTH, positions_RT, hidden_RTH.shape[1], cache)
         return cache
 
     def keep(self, hidden_BTH: Tensor, num_waiting_B: Tensor) -> None:
@@ -117,14 +114,9 @@ class Drafter:
         ``longest`` is one more than the last position of any row.
         """
         positions_RT = first_R[:, None] + torch.arange(hidden_RTH.shape[1], device=first_R.device)
-        num_keys = aligned(longest, self.cache.capacity)
-        self.cache.begin(positions_RT, num_keys)
+        self.cache.begin(positions_RT, aligned(longest, self.cache.capacity))
         embeds_RTH = self.policy.embed(tokens_RT)
-        if self._lean is not None:
-            self._lean.remember(hidden_RTH, embeds_RTH, positions_RT, self.cache.capacity, self.cache)
-        else:
-            mask = self._mask(positions_RT, num_keys)
-            self.head(hidden_RTH, embeds_RTH, positions_RT, attention_mask=mask, cache=self.cache)
+        self._run_head.remember(hidden_RTH, embeds_RTH, positions_RT, self.cache.capacity, self.cache)
 
     def draft(self, waiting: Waiting, num_drafts: int, choose: ChooseToken) -> Tensor:
         """Rebuild what waits, then draft; returns tokens [B, K] (nothing is chosen at K = 0)."""
@@ -163,19 +155,12 @@ class Drafter:
         embeds_BWH = self.policy.embed(waiting.tokens_BW)
         last_B = waiting.counts_B - 1
         last_N = torch.arange(num_rows, device=device) * waiting.width + last_B
-        if self._lean is not None:
-            mask = self._mask((waiting.first_B + last_B)[:, None], num_keys)
-            return self._lean(hidden_BWH, embeds_BWH, positions_BW, mask, self.cache, last_N)
-        mask = self._mask(positions_BW, num_keys)
-        state = self.head(hidden_BWH, embeds_BWH, positions_BW, attention_mask=mask, cache=self.cache)
-        output_B1H, recycle_B1H = (x.flatten(0, 1)[last_N, None] for x in (state.output_BTH, state.recycle_BTH))
-        return HeadState(output_BTH=output_B1H, recycle_BTH=recycle_B1H)
+        mask = self._mask((waiting.first_B + last_B)[:, None], num_keys)
+        return self._run_head(hidden_BWH, embeds_BWH, positions_BW, mask, self.cache, last_N)
 
     def _step(self, hidden_B1H: Tensor, tokens_B: Tensor, positions_B1: Tensor, mask: Tensor) -> HeadState:
         embeds_B1H = self.policy.embed(tokens_B[:, None])
-        if self._lean is not None:
-            return self._lean(hidden_B1H, embeds_B1H, positions_B1, mask, self.cache)
-        return self.head(hidden_B1H, embeds_B1H, positions_B1, attention_mask=mask, cache=self.cache)
+        return self._run_head(hidden_B1H, embeds_B1H, positions_B1, mask, self.cache)
 
     def _mask(self, positions_BT: Tensor, num_keys: int) -> Tensor:
         return additive_mask(positions_BT, num_keys, self._num_groups, self._dtype)

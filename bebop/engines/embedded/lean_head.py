@@ -10,10 +10,10 @@ size.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bebop.engines.embedded.cache import PrefillCache, SlotCache
-from bebop.engines.embedded.lean import LeanLayer, LeanNorm, can_be_lean, lean_norm
+from bebop.engines.embedded.lean import LeanLayer, LeanNorm, lean_norm
 from bebop.engines.embedded.matrices import Matrix
 from bebop.engines.embedded.rotary import Rotary
 from bebop.models.head import HeadState, MTPHead
@@ -22,7 +22,7 @@ Norm = Callable[[Tensor], Tensor]
 
 
 class LeanHead:
-    """Same mathematics and arguments as the head it is made from."""
+    """A ``draft_head.DraftHead`` with the mathematics of the head it is made from."""
 
     def __init__(self, head: MTPHead, dtype: torch.dtype, device: torch.device) -> None:
         self._head = head
@@ -34,7 +34,6 @@ class LeanHead:
         self._rotary = Rotary(head.rotary, head_dim, dtype, device)
 
     def refresh(self) -> None:
-        """Take over the weights as they are now."""
         for part in (self._fuse, self._layer, self._embedding_norm, self._hidden_norm, self._output_norm):
             if isinstance(part, Matrix | LeanLayer | LeanNorm):
                 part.refresh()
@@ -48,8 +47,6 @@ class LeanHead:
         cache: SlotCache,
         last_M: Tensor | None = None,
     ) -> HeadState:
-        """One draft depth: keys and values of every position, and the output [M, 1, H] of ``last_M``, an index into the
-        N positions (None = all); ``mask`` is ``additive_mask``'s for those M."""
         fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, cache.capacity)
         layer_MH = self._layer(fused_NH, self._rotary.lean_at(positions_BT), mask, cache, last_M)
         output_MH = self._output_norm(layer_MH)
@@ -64,7 +61,6 @@ class LeanHead:
         num_positions: int,
         cache: SlotCache | PrefillCache,
     ) -> None:
-        """Leave the keys and values of every position, all below ``num_positions``, in the cache."""
         fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, num_positions)
         _, _, key_NGD, value_NGD = self._layer.heads(fused_NH, self._rotary.lean_at(positions_BT))
         key_BGTD, value_BGTD = (x.unflatten(0, positions_BT.shape).transpose(1, 2) for x in (key_NGD, value_NGD))
@@ -80,10 +76,3 @@ class LeanHead:
         if contract.concat_order == "hidden_first":
             pair.reverse()
         return self._fuse(torch.cat(pair, dim=-1).flatten(0, 1))
-
-
-def make_lean_head(head: nn.Module, dtype: torch.dtype, device: torch.device) -> LeanHead | None:
-    """The lean form of a head, where its layer has one."""
-    if isinstance(head, MTPHead) and can_be_lean(head.layer, dtype):
-        return LeanHead(head, dtype, device)
-    return None
