@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bebop.cli.stage import ConsoleStage
+from bebop.models.names import is_checkpoint, output_path
 from bebop.quickstart.perform import perform
 from bebop.quickstart.plan import commands, plan, scale_of
 
@@ -27,7 +28,8 @@ def command(
     """
     scale = scale_of(policy)
     directory = run or Path("runs") / f"quickstart-{scale.policy}"
-    acts = plan(scale, directory)
+    policy_path = output_path(scale.policy)
+    acts = plan(scale, directory, policy_path if is_checkpoint(policy_path) else None)
     if dry_run:
         print("\n".join(commands(acts)))
         return

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bebop.errors import UserError
-from bebop.models.names import is_checkpoint, output_path
 from bebop.quickstart import findings
 from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 
@@ -69,15 +68,14 @@ def scale_of(policy: str) -> Scale:
     return SCALES[policy]
 
 
-def plan(scale: Scale, directory: Path) -> list[Act]:
-    """Everything that is run, in order."""
-    acts = [the_policy(scale, directory), the_heads(scale, directory), the_acceptance(scale, directory)]
+def plan(scale: Scale, directory: Path, made: Path | None = None) -> list[Act]:
+    """Everything that is run, in order. ``made``: where the policy is, if it need not be tuned first."""
+    acts = [the_policy(scale, directory, made), the_heads(scale, directory), the_acceptance(scale, directory)]
     return [*acts, the_arms(scale, directory), the_report(directory)]
 
 
-def the_policy(scale: Scale, directory: Path) -> Act:
-    is_made = scale.tuned and is_checkpoint(output_path(scale.policy))
-    tuning = [train_sft(scale, directory)] if scale.tuned and not is_made else []
+def the_policy(scale: Scale, directory: Path, made: Path | None) -> Act:
+    tuning = [train_sft(scale, directory)] if scale.tuned and made is None else []
     measure = Step(
         name="policy",
         arguments=("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
@@ -85,7 +83,7 @@ def the_policy(scale: Scale, directory: Path) -> Act:
     return Act(
         title="the policy",
         purpose="How good it is at the three families of tasks, and how sure of its words, before any training."
-        + (f" It is there already: {output_path(scale.policy)} is taken as it is." if is_made else ""),
+        + (f" It is there already: {made} is taken as it is." if scale.tuned and made else ""),
         waves=one_by_one(*tuning, measure),
         found=findings.policy,
     )

@@ -20,7 +20,7 @@ from bebop.core.sampling import Sampling, distribution, draw
 from bebop.core.streams import Purpose, RoundStreams
 from bebop.engines.base import Request, TokenSource
 from bebop.engines.embedded import rules
-from bebop.engines.embedded.selection import Selector
+from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
 from bebop.models.policy import Policy
 
 VOCABULARY = 8
@@ -207,17 +207,10 @@ def reused_coins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoundStreams, "uniform", uniform)
 
 
-def forgotten_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that drafts few tokens is verified as one that drafts them all."""
-    original = Selector.choose
-
-    def choose(self: Selector, output_BH: Tensor, depth: int) -> Tensor:
-        drafts_B = original(self, output_BH, depth)
-        laws = [distribution(self._logits(output_BH[chunk.rows]), chunk.sampling) for chunk in self._chunks]
-        self._probs_KBV[-1] = torch.cat(laws)
-        return drafts_B
-
-    monkeypatch.setattr(Selector, "choose", choose)
+def shifted_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probabilities of a head that drafts few tokens are taken for those of their neighbours."""
+    original = DraftVocabulary.spread
+    monkeypatch.setattr(DraftVocabulary, "spread", lambda self, probs_bKS: original(self, probs_bKS).roll(1, dims=2))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +221,7 @@ def forgotten_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
         (residual_from_target, "opposite"),
         (another_draft_law, "opposite"),
         (reused_coins, "opposite"),
-        (forgotten_vocabulary, "few"),
+        (shifted_vocabulary, "few"),
     ],
 )
 def test_mutants_are_seen(mutate, head: str, laws: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,6 @@ from bebop.errors import UserError
 from bebop.quickstart.plan import SCALES, commands, plan
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one, whatever this machine has."""
-    monkeypatch.setenv("BEBOP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("policy", SCALES)
 def test_every_command_can_be_run(policy: str, tmp_path: Path) -> None:
     acts = plan(SCALES[policy], tmp_path)
@@ -39,13 +32,18 @@ def test_the_arms_differ_in_the_head_alone(tmp_path: Path) -> None:
     }
 
 
-def test_a_policy_that_is_there_is_not_tuned_again(tmp_path: Path, cache: Path) -> None:
-    scale = SCALES["smollm2-sft"]
-    assert "train-sft" in commands(plan(scale, tmp_path))[0]
-    (cache / "smollm2-sft").mkdir(parents=True)
-    assert "train-sft" in commands(plan(scale, tmp_path))[0]
-    (cache / "smollm2-sft" / "config.json").write_text("{}")
-    assert not any("train-sft" in line for line in commands(plan(scale, tmp_path)))
+def test_a_policy_that_is_there_is_not_tuned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BEBOP_CACHE", str(tmp_path))
+    command(policy="smollm2-sft", dry_run=True)
+    assert "train-sft" in capsys.readouterr().out
+    (tmp_path / "smollm2-sft").mkdir()
+    (tmp_path / "smollm2-sft" / "config.json").write_text("{}")
+    command(policy="smollm2-sft", dry_run=True)
+    assert "train-sft" not in capsys.readouterr().out
+    (first, *_) = plan(SCALES["smollm2-sft"], tmp_path, tmp_path / "smollm2-sft")
+    assert f"{tmp_path / 'smollm2-sft'} is taken as it is" in first.purpose
 
 
 def test_another_policy_is_told_what_to_do() -> None:

@@ -4,7 +4,8 @@ Rows are handled in chunks that fit into ``verify_memory``. Draft distributions 
 while they fit into ``draft_memory``; above it only the draft's hidden states are kept ([B, K, H], not [B, K, V]), and
 the same call on the same chunk computes the distributions again, so that what verifies is what was sampled from.
 
-Legend: B rows, b rows of a chunk, K draft tokens, J = K + 1, H hidden size, V vocabulary.
+Legend: B rows, b rows of a chunk, K draft tokens, J = K + 1, H hidden size, S tokens that may be drafted (all, as a
+rule), V vocabulary.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ class Selector:
         policy = backbone.policy
         self._device, self._vocabulary = policy.device, policy.config.vocab_size
         self._logits = backbone.logits
-        self._draft_logits = draft_vocabulary.logits if draft_vocabulary else backbone.logits
+        self._few = draft_vocabulary
         self._options = options
         self._clock = clock
         self._rule = rule_named(options.rule)
@@ -78,11 +79,12 @@ class Selector:
             _Chunk(start=i, stop=min(i + size, len(rows)), sampling=self._stack(rows[i : i + size]))
             for i in range(0, len(rows), size)
         ]
-        self._keeps = options.draft_memory // (4 * self._vocabulary * len(rows))
+        draft_size = draft_vocabulary.size if draft_vocabulary else self._vocabulary
+        self._keeps = options.draft_memory // (4 * draft_size * len(rows))
         self._position_B = self._seed_B
         self._num_drafts: list[int] = []
         self._length_B: Tensor | None = None
-        self._probs_KBV: list[Tensor] = []
+        self._probs_KBS: list[Tensor] = []
         self._output_KBH: list[Tensor] = []
         self._draft_KB: list[Tensor] = []
         self._streams: list[RoundStreams] = []
@@ -97,14 +99,14 @@ class Selector:
     @property
     def draft_bytes(self) -> int:
         """Memory that the drafts of this round hold until they are verified."""
-        return sum(t.numel() * t.element_size() for t in (*self._probs_KBV, *self._output_KBH))
+        return sum(t.numel() * t.element_size() for t in (*self._probs_KBS, *self._output_KBH))
 
     def begin(self, position_B: Tensor, num_drafts: list[int]) -> None:
         """A new round; row b's pending token is at ``position_B[b]`` and it drafts ``num_drafts[b]`` tokens."""
         self._position_B, self._num_drafts = position_B, num_drafts
         uniform = min(num_drafts) == max(num_drafts)
         self._length_B = None if uniform else torch.tensor(num_drafts, device=position_B.device)
-        self._probs_KBV, self._output_KBH, self._draft_KB = [], [], []
+        self._probs_KBS, self._output_KBH, self._draft_KB = [], [], []
         self._streams = [
             RoundStreams(seed_B=self._seed_B[chunk.rows], position_B=position_B[chunk.rows]) for chunk in self._chunks
         ]
@@ -117,14 +119,14 @@ class Selector:
         keep = self.num_drafts <= self._keeps
         parts, probs = [], []
         for chunk, noise in zip(self._chunks, self._noise, strict=True):
-            logits_bV = self._draft_logits(output_BH[chunk.rows])
+            logits_bS = self._draft_logits(output_BH[chunk.rows])
             self._clock.lap(Phase.DRAFT)
-            probs_bV = distribution(logits_bV, chunk.sampling)
-            parts.append(self._rule.propose(probs_bV, noise(depth)))
+            probs_bS = distribution(logits_bS, chunk.sampling)
+            parts.append(self._propose(probs_bS, noise(depth)))
             if keep:
-                probs.append(probs_bV)
+                probs.append(probs_bS)
         if keep:
-            self._probs_KBV.append(_join(probs))
+            self._probs_KBS.append(_join(probs))
         else:
             self._output_KBH.append(output_BH)
         self._draft_KB.append(_join(parts))
@@ -169,16 +171,22 @@ class Selector:
         columns = (*counts, emitted_bJ, logprob_bJ, raw_bJ, entropy_bJ, draft_logprob_bK, overlap_bK)
         return torch.cat([column.double() for column in columns], dim=1)
 
-    def _draft_probs(self, output_BH: Tensor, chunk: _Chunk) -> Tensor:
-        return distribution(self._draft_logits(output_BH[chunk.rows]), chunk.sampling)
+    def _draft_logits(self, output_bH: Tensor) -> Tensor:
+        return self._few.logits(output_bH) if self._few else self._logits(output_bH)
+
+    def _propose(self, probs_bS: Tensor, noise: Tensor) -> Tensor:
+        propose = self._rule.propose
+        return self._few.choose(propose, probs_bS, noise) if self._few else propose(probs_bS, noise)
 
     def _all_draft_probs(self, chunk: _Chunk, target_bJV: Tensor) -> Tensor:
         """[b, K, V], kept or computed again."""
-        if self._probs_KBV:
-            return torch.stack([probs_BV[chunk.rows] for probs_BV in self._probs_KBV], dim=1)
-        if self._output_KBH:
-            return torch.stack([self._draft_probs(output_BH, chunk) for output_BH in self._output_KBH], dim=1)
-        return target_bJV[:, :0]
+        if not self._probs_KBS and not self._output_KBH:
+            return target_bJV[:, :0]
+        probs = [probs_BS[chunk.rows] for probs_BS in self._probs_KBS] or [
+            distribution(self._draft_logits(output_BH[chunk.rows]), chunk.sampling) for output_BH in self._output_KBH
+        ]
+        probs_bKS = torch.stack(probs, dim=1)
+        return self._few.spread(probs_bKS) if self._few else probs_bKS
 
     def _stack(self, rows: list[Row]) -> SamplingTensors:
         return stack_sampling([row.request.sampling for row in rows], self._device)
