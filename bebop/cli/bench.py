@@ -51,9 +51,7 @@ def decode(
     repetitions: Annotated[int, typer.Option(help="Times that every arm runs; figures are medians.")] = 5,
     generate: Annotated[bool, typer.Option(help="Time transformers' generate, too.")] = True,
     lean: Annotated[bool, typer.Option(help="Use the engine's lean layers where there are any.")] = True,
-    every_token: Annotated[
-        bool, typer.Option("--every-token", help="Draft from all tokens, whatever the checkpoint names for its head.")
-    ] = False,
+    every_token: Annotated[bool, typer.Option("--every-token", help="Draft all tokens, not the head's own.")] = False,
     engine: Annotated[str, typer.Option(help="embedded, or embedded,vllm: the two side by side.")] = "embedded",
     device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -79,8 +77,7 @@ def decode(
         draft_vocabulary=not every_token,
     )
     rule_named(rule)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if engine != "embedded":
         result = compare_engines(policy, task, engine_bench(engine, bench), dtype, ticks)
         return show(result, engines_table(result), file, as_json=as_json)
@@ -156,14 +153,18 @@ def learn(
         micro_batch_tokens=tokens,
         repetitions=repetitions,
     )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     on = chosen_device(device)
     loaded = load_policy(policy, dtype=chosen_dtype(dtype, on), device=on)
     played = played_groups(loaded, bench)
     with ticks("bench learn", repetitions + 1) as tick:
         result = bench_learn(loaded, played, bench, tick)
     show(result, learn_table(result), file, as_json=as_json)
+
+
+def use_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
