@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_policies import GREEDY, greedy_reference, random_prompts, run, small_policy, with_echo_head
 
-from bebop.core.sampling import Sampling
+from bebop.core.sampling import Sampling, distribution, draw, stack_sampling
 from bebop.engines.base import Completion, Request, TokenSource
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
 from bebop.models.policy import Policy
 
 FEW = (0, 3, 6, 7, 11)
@@ -74,3 +75,18 @@ def test_draft_logits_are_the_whole_ones_where_they_are_not_hidden() -> None:
     assert torch.equal(hidden[..., list(FEW)], logits[..., list(FEW)])
     assert bool((hidden[..., outside] == float("-inf")).all())
     assert replace(policy, draft_vocabulary=None).hide_undrafted(logits) is logits
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6, top_k=3), Sampling(top_p=0.8), GREEDY])
+def test_its_law_is_the_heads_with_other_tokens_hidden(sampling: Sampling) -> None:
+    policy = policy_of_few()
+    vocabulary = DraftVocabulary.of(policy)
+    assert vocabulary is not None and vocabulary.size == len(FEW)
+    output_NH = 3 * torch.randn(6, policy.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    tensors = stack_sampling([sampling] * 6, policy.device)
+    with torch.no_grad():
+        few_NS = distribution(vocabulary.logits(output_NH), tensors)
+        expected_NV = distribution(policy.hide_undrafted(policy.logits(output_NH)), tensors)
+    torch.testing.assert_close(vocabulary.spread(few_NS[:, None])[:, 0], expected_NV, rtol=1e-5, atol=1e-6)
+    uniform_N = torch.rand(6, generator=torch.Generator().manual_seed(1)).to(few_NS.dtype)
+    assert torch.equal(vocabulary.choose(draw, few_NS, uniform_N), draw(expected_NV, uniform_N))

@@ -18,8 +18,11 @@ from torch import Tensor
 from bebop.engines.embedded.attention import additive_mask
 from bebop.engines.embedded.backbone import aligned
 from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
-from bebop.engines.embedded.draft_head import make_draft_head
+from bebop.engines.embedded.draft_head import DraftHead, HeadInput
 from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
+from bebop.engines.embedded.lean import can_be_lean
+from bebop.engines.embedded.lean_head import LeanHead
+from bebop.engines.embedded.module_head import ModuleHead
 from bebop.models.head import HeadState, MTPHead
 from bebop.models.policy import Policy
 
@@ -65,7 +68,7 @@ class Drafter:
         self._dtype = policy.dtype
         like = torch.empty(0, dtype=policy.dtype, device=policy.device)
         self._waiting_SWH = allocate((num_slots, STORE_WIDTH, policy.config.hidden_size), like)
-        self._run_head = make_draft_head(head, policy.dtype, policy.device, lean=lean)
+        self._run_head = _draft_head(policy, head, lean=lean)
         self._num_groups = head.config.num_attention_heads // head.config.num_key_value_heads
 
     def refresh(self) -> None:
@@ -84,7 +87,7 @@ class Drafter:
         cache = PrefillCache()
         positions_RT = torch.arange(hidden_RTH.shape[1], device=hidden_RTH.device).expand(hidden_RTH.shape[0], -1)
         embeds_RTH = self.policy.embed(next_tokens_RT)
-        self._run_head.remember(hidden_RTH, embeds_RTH, positions_RT, hidden_RTH.shape[1], cache)
+        self._run_head.remember(HeadInput(hidden_RTH, embeds_RTH, positions_RT), hidden_RTH.shape[1], cache)
         return cache
 
     def keep(self, hidden_BTH: Tensor, num_waiting_B: Tensor) -> None:
@@ -116,7 +119,7 @@ class Drafter:
         positions_RT = first_R[:, None] + torch.arange(hidden_RTH.shape[1], device=first_R.device)
         self.cache.begin(positions_RT, aligned(longest, self.cache.capacity))
         embeds_RTH = self.policy.embed(tokens_RT)
-        self._run_head.remember(hidden_RTH, embeds_RTH, positions_RT, self.cache.capacity, self.cache)
+        self._run_head.remember(HeadInput(hidden_RTH, embeds_RTH, positions_RT), self.cache.capacity, self.cache)
 
     def draft(self, waiting: Waiting, num_drafts: int, choose: ChooseToken) -> Tensor:
         """Rebuild what waits, then draft; returns tokens [B, K] (nothing is chosen at K = 0)."""
@@ -156,11 +159,18 @@ class Drafter:
         last_B = waiting.counts_B - 1
         last_N = torch.arange(num_rows, device=device) * waiting.width + last_B
         mask = self._mask((waiting.first_B + last_B)[:, None], num_keys)
-        return self._run_head(hidden_BWH, embeds_BWH, positions_BW, mask, self.cache, last_N)
+        return self._run_head(HeadInput(hidden_BWH, embeds_BWH, positions_BW), mask, self.cache, last_N)
 
     def _step(self, hidden_B1H: Tensor, tokens_B: Tensor, positions_B1: Tensor, mask: Tensor) -> HeadState:
         embeds_B1H = self.policy.embed(tokens_B[:, None])
-        return self._run_head(hidden_B1H, embeds_B1H, positions_B1, mask, self.cache)
+        return self._run_head(HeadInput(hidden_B1H, embeds_B1H, positions_B1), mask, self.cache)
 
     def _mask(self, positions_BT: Tensor, num_keys: int) -> Tensor:
         return additive_mask(positions_BT, num_keys, self._num_groups, self._dtype)
+
+
+def _draft_head(policy: Policy, head: MTPHead, *, lean: bool) -> DraftHead:
+    """The lean form of a head, where its layer has one and it is wanted."""
+    if lean and isinstance(head, MTPHead) and can_be_lean(head.layer, policy.dtype):
+        return LeanHead(head, policy.dtype, policy.device)
+    return ModuleHead(head, policy.dtype)

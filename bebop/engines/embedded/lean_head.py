@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bebop.engines.embedded.cache import PrefillCache, SlotCache
+from bebop.engines.embedded.draft_head import HeadInput
 from bebop.engines.embedded.lean import LeanLayer, LeanNorm, lean_norm
 from bebop.engines.embedded.matrices import Matrix
 from bebop.engines.embedded.rotary import Rotary
@@ -38,41 +39,29 @@ class LeanHead:
             if isinstance(part, Matrix | LeanLayer | LeanNorm):
                 part.refresh()
 
-    def __call__(
-        self,
-        hidden_BTH: Tensor,
-        token_embeds_BTH: Tensor,
-        positions_BT: Tensor,
-        mask: Tensor,
-        cache: SlotCache,
-        last_M: Tensor | None = None,
-    ) -> HeadState:
-        fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, cache.capacity)
-        layer_MH = self._layer(fused_NH, self._rotary.lean_at(positions_BT), mask, cache, last_M)
+    def __call__(self, inputs: HeadInput, mask: Tensor, cache: SlotCache, last_M: Tensor | None = None) -> HeadState:
+        fused_NH = self._fused(inputs, cache.capacity)
+        layer_MH = self._layer(fused_NH, self._rotary.lean_at(inputs.positions_BT), mask, cache, last_M)
         output_MH = self._output_norm(layer_MH)
         recycle_MH = output_MH if self._head.contract.recycle == "post" else layer_MH
         return HeadState(output_BTH=output_MH[:, None], recycle_BTH=recycle_MH[:, None])
 
-    def remember(
-        self,
-        hidden_BTH: Tensor,
-        token_embeds_BTH: Tensor,
-        positions_BT: Tensor,
-        num_positions: int,
-        cache: SlotCache | PrefillCache,
-    ) -> None:
-        fused_NH = self._fused(hidden_BTH, token_embeds_BTH, positions_BT, num_positions)
-        _, _, key_NGD, value_NGD = self._layer.heads(fused_NH, self._rotary.lean_at(positions_BT))
-        key_BGTD, value_BGTD = (x.unflatten(0, positions_BT.shape).transpose(1, 2) for x in (key_NGD, value_NGD))
+    def remember(self, inputs: HeadInput, num_positions: int, cache: SlotCache | PrefillCache) -> None:
+        fused_NH = self._fused(inputs, num_positions)
+        angles = self._rotary.lean_at(inputs.positions_BT)
+        _, _, key_NGD, value_NGD = self._layer.heads(fused_NH, angles)
+        shape = inputs.positions_BT.shape
+        key_BGTD, value_BGTD = (x.unflatten(0, shape).transpose(1, 2) for x in (key_NGD, value_NGD))
         cache.update(key_BGTD, value_BGTD, 0)
 
-    def _fused(self, hidden_BTH: Tensor, token_embeds_BTH: Tensor, positions_BT: Tensor, num_positions: int) -> Tensor:
+    def _fused(self, inputs: HeadInput, num_positions: int) -> Tensor:
         """What enters the layer, [N, H]; positions are below ``num_positions``."""
         contract = self._head.contract
         self._rotary.reserve(num_positions)
+        embeds_BTH = inputs.token_embeds_BTH
         if contract.zero_embedding_at_position_0:
-            token_embeds_BTH = token_embeds_BTH.masked_fill((positions_BT == 0)[..., None], 0.0)
-        pair = [self._embedding_norm(token_embeds_BTH), self._hidden_norm(hidden_BTH)]
+            embeds_BTH = embeds_BTH.masked_fill((inputs.positions_BT == 0)[..., None], 0.0)
+        pair = [self._embedding_norm(embeds_BTH), self._hidden_norm(inputs.hidden_BTH)]
         if contract.concat_order == "hidden_first":
             pair.reverse()
         return self._fuse(torch.cat(pair, dim=-1).flatten(0, 1))
