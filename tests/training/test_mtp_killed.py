@@ -8,7 +8,9 @@ import json
 import os
 import random
 import signal
+import tempfile
 import time
+import traceback
 
 import pytest
 import torch
@@ -76,23 +78,26 @@ def kill_at(number, after):
 
 def in_a_child(action, patience=None):
     """Run ``action`` in a fork, killed after ``patience`` seconds; -> whether it came to its end."""
-    child = os.fork()
-    if child == 0:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1), os.dup2(silence, 2)
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    if patience is not None:
-        time.sleep(patience)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or os.WEXITSTATUS(status) == 0, "the command failed by itself"
-    return not killed
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            code = 1
+            try:
+                action()
+                code = 0
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+        if patience is not None:
+            time.sleep(patience)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        said.seek(0)
+        assert killed or os.WEXITSTATUS(status) == 0, f"the command failed by itself:\n{said.read().decode()}"
+        return not killed
 
 
 def outcome(place):
