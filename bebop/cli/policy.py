@@ -18,7 +18,7 @@ from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec
 from bebop.models.stitch import stitch as stitch_head
 from bebop.models.stored_fingerprint import stored_fingerprint
-from bebop.training.draft_vocabulary import WrittenTokens, describe
+from bebop.training.draft_vocabulary import WrittenTokens, drafted
 from bebop.training.sample_files import read_samples
 from bebop.training.samples import usable
 
@@ -117,20 +117,18 @@ def vocabulary(
         raise UserError(f"{path} has no head to draft with; stitch one in with `bebop policy stitch`.")
     if (data is None) != every_token:
         raise UserError("name the file of rollouts, or give --every-token: one of the two")
-    few, allowed = (None, "every token") if data is None else _drafted_in(data, spec)
+    size = spec.config.vocab_size
+    written = _written_in(data, spec) if data else None
+    few = written.draft_vocabulary(size) if written else None
     record = spec.record or HeadRecord(contract=spec.contract.name, options=spec.contract.options)
     write_head_record(path, spec.contract, replace(record, draft_vocabulary=few))
-    typer.echo(f"{path}: the head may draft {allowed}")
+    typer.echo(f"{path}: the head may draft {written.describe(size) if written else drafted(few, size)}")
 
 
-def _drafted_in(data: Path, spec: PolicySpec) -> tuple[tuple[int, ...] | None, str]:
-    """The draft vocabulary of the rollouts in a file, and what there is to say of it."""
-    size = spec.config.vocab_size
+def _written_in(data: Path, spec: PolicySpec) -> WrittenTokens:
     read = read_samples(data, load_tokenizer(spec.directory, spec.config))
-    samples = usable(read, size, spec.config.max_position_embeddings, str(data))
-    written = WrittenTokens.of(one.transcript for one in samples)
-    few = written.draft_vocabulary(size)
-    return few, describe(few, written, size)
+    samples = usable(read, spec.config.vocab_size, spec.config.max_position_embeddings, str(data))
+    return WrittenTokens.of(one.transcript for one in samples)
 
 
 def summarise(spec: PolicySpec) -> PolicySummary:
@@ -153,7 +151,7 @@ def summarise(spec: PolicySpec) -> PolicySummary:
         num_head_parameters=_num_parameters(head),
         head_experts=_expert_layout(head),
         head_provenance=_provenance(spec, fingerprint),
-        draft_vocabulary=_count_of(few, spec) if head else "none",
+        draft_vocabulary=drafted(few, spec.config.vocab_size) if head else "none",
         fingerprint=asdict(fingerprint),
     )
 
@@ -162,10 +160,6 @@ def _head_tensors(spec: PolicySpec) -> list[StoredTensor]:
     slots = check_head(spec) if spec.contract else None
     checkpoint = spec.head_checkpoint
     return [checkpoint.tensors[name] for name in slots] if slots and checkpoint else []
-
-
-def _count_of(tokens: tuple[int, ...] | None, spec: PolicySpec) -> str:
-    return f"{len(tokens)} of {spec.config.vocab_size} tokens" if tokens else "every token"
 
 
 def _num_parameters(tensors: Iterable[StoredTensor]) -> int:

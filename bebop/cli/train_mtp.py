@@ -19,7 +19,7 @@ from bebop.runs import RunDirectory
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import keep_freed_memory
 from bebop.training.collect import collected
-from bebop.training.draft_vocabulary import WrittenTokens, describe
+from bebop.training.draft_vocabulary import WrittenTokens
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
@@ -70,7 +70,7 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
         save_policy(replace(trained.with_head_trained_here(), draft_vocabulary=few), settings.output)
         print(f"the policy with the trained head is in {settings.output}")
         if settings.draft_vocabulary:
-            print(f"the head may draft {describe(few, written, policy.config.vocab_size)}")
+            print(f"the head may draft {written.describe(policy.config.vocab_size)}")
 
 
 def open_policy(settings: TrainMTP, device: torch.device) -> Policy:

@@ -56,10 +56,13 @@ class WrittenTokens:
         generator = torch.Generator().manual_seed(random.Random(f"{seed}:{step}").getrandbits(63))
         return sample_vocabulary(torch.tensor(self.tokens, dtype=torch.long), vocab_size, num_drawn, generator)
 
+    def describe(self, vocab_size: int) -> str:
+        """What a head may draft and why, in a clause."""
+        chance = f"another rollout's tokens are none of the {len(self.tokens)} found with a chance of {self.unseen:.2%}"
+        few = self.draft_vocabulary(vocab_size)
+        return f"{drafted(few, vocab_size)}; {chance}" if few else f"{drafted(few, vocab_size)}, because {chance}"
 
-def describe(few: tuple[int, ...] | None, written: WrittenTokens, vocab_size: int) -> str:
-    """What a head may draft and why, in a clause."""
-    chance = (
-        f"another rollout's tokens are none of the {len(written.tokens)} found with a chance of {written.unseen:.2%}"
-    )
-    return f"{len(few)} of {vocab_size} tokens; {chance}" if few else f"every token, because {chance}"
+
+def drafted(few: tuple[int, ...] | None, vocab_size: int) -> str:
+    """The size of a draft vocabulary, in words."""
+    return f"{len(few)} of {vocab_size} tokens" if few else "every token"

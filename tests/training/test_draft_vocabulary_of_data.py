@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bebop.tasks.chat import Transcript
-from bebop.training.draft_vocabulary import WrittenTokens, describe
+from bebop.training.draft_vocabulary import WrittenTokens
 
 
 def rollout(tokens: list[int]) -> Transcript:
@@ -55,8 +55,8 @@ def test_every_token_where_few_would_save_little() -> None:
 
 def test_what_is_said_of_it() -> None:
     few, many = written([1, 2], [1, 2]), written([1, 2, 3])
-    assert describe(few.draft_vocabulary(9), few, 9).startswith("2 of 9 tokens; ")
-    assert "none of the 3 found with a chance of 100.00%" in describe(many.draft_vocabulary(9), many, 9)
+    assert few.describe(9).startswith("2 of 9 tokens; ")
+    assert "none of the 3 found with a chance of 100.00%" in many.describe(9)
 
 
 def test_others_are_drawn_anew_in_every_step() -> None:

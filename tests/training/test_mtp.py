@@ -146,11 +146,9 @@ def test_a_loss_on_drawn_tokens_trains_for_the_whole_vocabulary(tmp_path):
     found = {}
     for num_drawn in ("null", "2"):
         policy = small_policy()
-        config = settings(
-            tmp_path, "steps=40", "loss.objective=kl", "loss.warm_up=null", f"run={tmp_path / num_drawn}",
-            f"loss.drawn_tokens={num_drawn}",
-        )  # fmt: skip
-        whole = settings(tmp_path, "loss.objective=kl", "loss.warm_up=null")
+        kl = ("loss.objective=kl", "loss.warm_up=null")
+        whole = settings(tmp_path, *kl)
+        config = settings(tmp_path, *kl, "steps=40", f"run={tmp_path / num_drawn}", f"loss.drawn_tokens={num_drawn}")
         data = data_of(policy, config)
         assert len(data.written.tokens) + 2 < VOCAB
         found["before"] = one_step(small_policy(), whole, data)[0].accepted.value
