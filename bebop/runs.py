@@ -11,7 +11,7 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -79,14 +79,26 @@ class RunDirectory:
 
     @classmethod
     def create_or_resume(
-        cls, path: str | Path, config: ConfigModel, command: Sequence[str], *, seed: int | None = None
+        cls,
+        path: str | Path,
+        config: ConfigModel,
+        command: Sequence[str],
+        *,
+        seed: int | None = None,
+        may_differ: Collection[str] = (),
     ) -> "RunDirectory":
-        """A new run, or the one at ``path`` if it was started with the same settings; else ``UserError``."""
+        """A new run, or the one at ``path`` if it was started with the same settings; else ``UserError``.
+
+        Settings named in ``may_differ`` are taken from ``config`` from now on.
+        """
         if not Path(path).exists():
             return cls.create(path, config, command, seed=seed)
         run = cls.open(path)
-        if run.config(type(config)) != config:
+        before = run.config(type(config))
+        if before.model_copy(update={name: getattr(config, name) for name in may_differ}) != config:
             raise UserError(f"{path} holds a run with other settings; name another run directory or delete it")
+        if before != config:
+            atomic_write(run.config_path, to_yaml(config))
         run.record_resumption(command, seed=seed)
         return run
 

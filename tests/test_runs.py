@@ -64,6 +64,14 @@ def test_a_run_is_resumed_with_its_own_settings_alone(tmp_path: Path) -> None:
         RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), COMMAND)
 
 
+def test_a_setting_that_may_differ_is_taken_over_and_no_other(tmp_path: Path) -> None:
+    RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+    run = RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), COMMAND, may_differ=("seed",))
+    assert run.config(Config) == Config(seed=4)
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+
+
 def test_a_run_that_was_killed_while_it_was_made_can_be_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
