@@ -29,12 +29,14 @@ def command(
     scale = scale_of(policy)
     directory = run or Path("runs") / f"quickstart-{scale.policy}"
     policy_path = output_path(scale.policy)
-    acts = plan(scale, directory, policy_path if is_checkpoint(policy_path) else None)
+    made = policy_path if is_checkpoint(policy_path) else None
+    acts = plan(scale, directory, made)
     if dry_run:
         print("\n".join(commands(acts)))
         return
     console = Console()
-    console.print(f"{len(acts)} acts, about {scale.minutes} minutes on two cores, kept in {directory}", highlight=False)
+    minutes = scale.total_minutes(made)
+    console.print(f"{len(acts)} acts, about {minutes} minutes on two cores, kept in {directory}", highlight=False)
     stage = ConsoleStage(acts, console)
     signal.signal(signal.SIGTERM, interrupt)
     try:

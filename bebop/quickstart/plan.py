@@ -39,22 +39,27 @@ ARMS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """How much of everything one policy gets, and how long that takes on two cores."""
+    """How much of everything one policy gets, and how many minutes that takes on two cores."""
 
     policy: str
     name: str
     """Of the configurations: ``mtp-NAME.yaml``, ``rl-NAME.yaml``."""
     minutes: int
+    """Without the tuning."""
     reward_problems: int
     head_problems: int
-    tuned: bool = False
-    """Whether the policy is made by supervised tuning first, unless it is there."""
+    tuning_minutes: int | None = None
+    """Of the supervised tuning that makes the policy, unless it is there; None where it ships."""
+
+    def total_minutes(self, made: Path | None) -> int:
+        """Of all acts; ``made``: where the policy is, if it need not be tuned first."""
+        return self.minutes + (self.tuning_minutes or 0) * (made is None)
 
 
 SCALES = {
     "tiny": Scale(policy="tiny", name="tiny", minutes=6, reward_problems=16, head_problems=32),
     "smollm2-sft": Scale(
-        policy="smollm2-sft", name="smollm2", minutes=240, reward_problems=8, head_problems=8, tuned=True
+        policy="smollm2-sft", name="smollm2", minutes=75, reward_problems=8, head_problems=8, tuning_minutes=40
     ),
 }
 
@@ -75,7 +80,7 @@ def plan(scale: Scale, directory: Path, made: Path | None = None) -> list[Act]:
 
 
 def the_policy(scale: Scale, directory: Path, made: Path | None) -> Act:
-    tuning = [train_sft(scale, directory)] if scale.tuned and made is None else []
+    tuning = [train_sft(scale, directory)] if scale.tuning_minutes and made is None else []
     measure = Step(
         name="policy",
         arguments=("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
@@ -83,7 +88,7 @@ def the_policy(scale: Scale, directory: Path, made: Path | None) -> Act:
     return Act(
         title="the policy",
         purpose="How good it is at the three families of tasks, and how sure of its words, before any training."
-        + (f" It is there already: {made} is taken as it is." if scale.tuned and made else ""),
+        + (f" It is there already: {made} is taken as it is." if scale.tuning_minutes and made else ""),
         waves=one_by_one(*tuning, measure),
         found=findings.policy,
     )
