@@ -85,6 +85,20 @@ class Request:
             raise UserError(f"request {self.id!r} has an empty stop string; remove it")
 
 
+def check_prompt(request: Request, vocabulary: int, max_context: int) -> None:
+    """UserError for a prompt that a policy with that vocabulary and that context cannot take."""
+    length = len(request.prompt_tokens)
+    if length >= max_context:
+        raise UserError(
+            f"request {request.id!r} has a prompt of {length} tokens and the context holds {max_context}; "
+            "shorten the prompt or raise max_context"
+        )
+    if not all(0 <= token < vocabulary for token in request.prompt_tokens):
+        raise UserError(
+            f"request {request.id!r} has a prompt token outside the vocabulary of {vocabulary}; check the tokenizer"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftStats:
     """Sums and counts over the draft-and-verify rounds of one completion (or, added up, of many).
@@ -195,3 +209,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+class PolicyEngine(Engine, Protocol):
+    """An engine that says how long a context may be."""
+
+    max_context: int
+    """Positions of prompt and completion together; a prompt is shorter than that."""

@@ -46,6 +46,7 @@ class HeadContract:
         self._policy = policy
         self._mode = mode
         self._dtype = worker_dtype
+        self._published_dtype = worker_dtype
         self._head_at_start = self._learners_head() if mode == "frozen" else {}
         self._expected: dict[str, dict[str, str]] = {}
 
@@ -55,6 +56,7 @@ class HeadContract:
         ``UserError`` where the learner's own head is no longer the one that the run started with.
         """
         embedding = tensors[EMBEDDING]
+        self._published_dtype = embedding.dtype
         expected = {
             "embedding": self._digests({"weight": embedding}),
             "lm_head": self._digests({"weight": tensors.get(LM_HEAD, embedding)}),
@@ -89,8 +91,17 @@ class HeadContract:
         if wrong:
             raise UserError(
                 f"{worker} does not hold the weights of publication {version}: it has {' and '.join(wrong)} than the "
-                "learner; resume the run, which sends all weights again, and report it if that does not help"
+                f"learner; {self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        published = self._published_dtype
+        if torch.finfo(published).bits < torch.finfo(self._dtype).bits:
+            return (
+                f"the learner publishes {published} and the workers read the policy as {self._dtype}: set dtype and "
+                "rollout.dtype alike, or save the policy in the coarser format"
+            )
+        return "resume the run, which sends all weights again, and report it if that does not help"
 
     def _learners_head(self) -> dict[str, str]:
         assert self._policy.head is not None

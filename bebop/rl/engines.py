@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from bebop.engines.base import Completion, Engine, Request
+from bebop.engines.base import Completion, PolicyEngine, Request
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.engines.vllm import VllmEngine, VllmOptions
@@ -28,7 +28,7 @@ class HoldsCopies(Protocol):
     def held_digests(self) -> dict[str, dict[str, str]]: ...
 
 
-def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engine:
+def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> PolicyEngine:
     """The engine that ``rollout.engine`` names, drafting as ``mtp`` says.
 
     The embedded one samples with the policy's own modules, vLLM with those it loads from the policy's directory.
@@ -63,8 +63,9 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Engin
 class TimedEngine:
     """An engine that counts the seconds in which it had something to sample."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: PolicyEngine) -> None:
         self._engine = engine
+        self.max_context = engine.max_context
         self._busy_seconds = 0.0
 
     def take_busy_seconds(self) -> float:

@@ -114,7 +114,7 @@ class Learner:
         named = dict(self.policy.backbone.named_parameters())
         if self._head is not None:
             assert self.policy.head is not None
-            named |= {HEAD_PREFIX + name: one for name, one in self.policy.head.named_parameters()}
+            named |= {HEAD_PREFIX + name: one for name, one in self.policy.head.state_dict().items()}
         return {name: one.detach().to(parameter_dtype(name, one, self._compute_dtype)) for name, one in named.items()}
 
     def _minibatches(self, groups: Sequence[Group]) -> list[list[LearnBatch]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -106,7 +107,8 @@ class HeadGradient:
         loss = fused_loss(chains, weight_VH, self._objective, self._mixture, fusion_for(policy.device))
         mean = loss.loss_N.sum() * plan.num_depths / self._num_rows
         mean.backward(inputs=[one for one in head.parameters() if one.requires_grad])
-        self._losses.append(loss)
+        # What the graph of the loss still holds (inputs of the embedding's norm) must not pile up over the update.
+        self._losses.append(replace(loss, loss_N=loss.loss_N.detach()))
 
     @property
     def loss(self) -> Mean:

@@ -22,7 +22,7 @@ from operator import add
 from transformers import PreTrainedTokenizerBase
 
 from bebop.core.sampling import Sampling
-from bebop.engines.base import Completion, DraftStats, Engine, Request, StopReason
+from bebop.engines.base import Completion, DraftStats, PolicyEngine, Request, StopReason
 from bebop.tasks.base import Episode, Outcome, Problem, SingleTurn, Task, Turn
 from bebop.tasks.chat import continue_prompt, decode, end_of_turn, open_prompt
 
@@ -120,6 +120,12 @@ class Attempt:
     turns: list[RolloutTurn] = field(default_factory=list)
     scoring_seconds: float = 0.0
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the next turn."""
+        played = sum(len(turn.given_tokens) + len(turn.completion.tokens) for turn in self.turns)
+        return played + len(self.given_tokens)
+
     def request(self, settings: EpisodeSettings, stop_token: int) -> Request:
         """The next turn as the engine is to sample it."""
         turn = len(self.turns)
@@ -159,11 +165,13 @@ class Stage:
         plans: Iterable[EpisodePlan | None],
         settings: EpisodeSettings,
         scoring: Scoring,
+        max_context: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._plans = iter(plans)
         self._settings = settings
         self._scoring = scoring
+        self._max_context = max_context
         self._ready: deque[Request] = deque()
         self._playing: dict[str, Attempt] = {}
         self._scored: list[tuple[Attempt, Future[Turn]]] = []
@@ -211,12 +219,15 @@ class Stage:
         self._scored = waiting
 
     def _settle(self, attempt: Attempt, turn: Turn) -> None:
-        """An outcome ends the attempt; otherwise its next turn is ready."""
-        if turn.outcome is not None:
-            self._finished.append(attempt.rollout(turn.outcome))
-        else:
+        """An outcome ends the attempt, and so does a full context; otherwise its next turn is ready."""
+        outcome = turn.outcome
+        if outcome is None:
             attempt.given_tokens = tuple(continue_prompt(self._tokenizer, turn.messages))
-            self._enqueue(attempt)
+            if attempt.num_prompt_tokens < self._max_context:
+                self._enqueue(attempt)
+                return
+            outcome = Outcome(reward=0.0, reason=CUT_OFF[StopReason.CONTEXT])
+        self._finished.append(attempt.rollout(outcome))
 
     def _enqueue(self, attempt: Attempt) -> None:
         request = attempt.request(self._settings, end_of_turn(self._tokenizer))
@@ -225,7 +236,7 @@ class Stage:
 
 
 def run_episodes(
-    engine: Engine,
+    engine: PolicyEngine,
     tokenizer: PreTrainedTokenizerBase,
     plans: Iterable[EpisodePlan | None],
     settings: EpisodeSettings,
@@ -236,7 +247,7 @@ def run_episodes(
     Plans are taken as rows become free, and None among them says that none is ready yet. The iterator ends when
     everything taken is played and no plan is ready.
     """
-    stage = Stage(tokenizer, plans, settings, scoring or Scoring())
+    stage = Stage(tokenizer, plans, settings, scoring or Scoring(), engine.max_context)
     for completion in engine.stream(stage.requests()):
         stage.take(completion)
         yield from stage.finished()

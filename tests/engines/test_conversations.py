@@ -176,3 +176,40 @@ def test_a_context_can_be_kept_for_one_completion_only() -> None:
         Request(id="a", prompt_tokens=(1,), max_tokens=1, keep_cache=True, num_completions=2)
     with pytest.raises(UserError, match="kept_memory is -1"):
         EmbeddedOptions(kept_memory=-1)
+
+
+def test_conversations_of_unlike_lengths_are_continued_together() -> None:
+    """The window of both is as long as the longer context and the longer addition together, which neither needs."""
+    policy = small_policy()
+    openings = dict(zip("ab", random_prompts((600, 20)), strict=True))
+    given = dict(zip("ab", random_prompts((10, 400), seed=3), strict=True))
+
+    def second_turns(keep: bool) -> list[Completion]:
+        engine = EmbeddedEngine(policy, EmbeddedOptions(num_draft_tokens=3, max_rows=2, max_context=1024))
+        contexts, done = {name: list(prompt) for name, prompt in openings.items()}, []
+
+        def source() -> Iterator[Request | None]:
+            for name in openings:
+                yield ask(name, 0)
+            while len(done) < 2:
+                yield None
+            for name in openings:
+                yield ask(name, 1)
+
+        def ask(name: str, turn: int) -> Request:
+            return Request(
+                id=f"{name}{turn}",
+                prompt_tokens=tuple(contexts[name]),
+                max_tokens=4,
+                sampling=GREEDY,
+                keep_cache=keep,
+                continues=f"{name}0" if keep and turn else None,
+            )
+
+        for completion in engine.stream(source()):
+            done.append(completion)
+            name = completion.request_id[0]
+            contexts[name] += [*completion.tokens, *given[name]]
+        return sorted(done[2:], key=lambda one: one.request_id)
+
+    assert [one.tokens for one in second_turns(keep=True)] == [one.tokens for one in second_turns(keep=False)]

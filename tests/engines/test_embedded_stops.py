@@ -127,6 +127,7 @@ def test_bad_requests_are_refused_by_name(policy: Policy) -> None:
         ({"stop_strings": ("",)}, "empty stop string"),
         ({"prompt_tokens": (1,) * CONTEXT}, "shorten the prompt"),
         ({"prompt_tokens": (16,)}, "outside the vocabulary"),
+        ({"prompt_tokens": (1, 16)}, "outside the vocabulary"),
         ({"num_draft_tokens": 9}, "asks for 9 draft tokens"),
     ):
         with pytest.raises(UserError, match=words):
@@ -135,6 +136,8 @@ def test_bad_requests_are_refused_by_name(policy: Policy) -> None:
         Sampling(temperature=-1.0)
     with pytest.raises(UserError, match="no tokenizer"):
         run(small_policy(), [ask(policy, stop_strings=("a",))])
+    with pytest.raises(UserError, match="set its num_draft_tokens above 0"):
+        run(policy, [ask(policy, num_draft_tokens=2)], num_draft_tokens=0)
     with pytest.raises(UserError, match="same id"):
         run(policy, [ask(policy), ask(policy)])
 

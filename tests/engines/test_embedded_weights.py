@@ -1,5 +1,8 @@
 """New weights between rounds: versions on tokens, and caches that follow or stay."""
 
+import threading
+import time
+from collections.abc import Iterator
 from itertools import takewhile
 
 import pytest
@@ -120,6 +123,26 @@ def test_requests_are_taken_when_a_row_is_free() -> None:
         seen.append(completion.request_id)
         assert len(taken) <= len(seen) + 2
     assert sorted(seen) == [str(i) for i in range(6)]
+
+
+def test_weights_are_taken_while_no_request_is_ready() -> None:
+    policy = small_policy()
+    engine = EmbeddedEngine(policy, version=3)
+    is_loaded = threading.Event()
+
+    def source() -> Iterator[Request | None]:
+        loading = threading.Thread(target=lambda: (engine.load_weights(4, new_weights("full")), is_loaded.set()))
+        loading.start()
+        given_up = time.monotonic() + 30
+        while not is_loaded.is_set() and time.monotonic() < given_up:
+            yield None
+        loading_ended = is_loaded.is_set()
+        yield REQUESTS[0]
+        loading.join()
+        assert loading_ended, "the source was asked again and again, and the weights had to wait"
+
+    (done,) = engine.stream(source())
+    assert set(done.versions) == {4}
 
 
 def test_one_stream_at_a_time() -> None:

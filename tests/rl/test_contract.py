@@ -10,11 +10,13 @@ import torch
 from bebop.engines.base import DraftStats
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
+from bebop.engines.embedded.weights import copy_weights
 from bebop.errors import UserError
 from bebop.rl.contract import AcceptLengthWatch, HeadContract, accept_length, held_digests
 from bebop.rl.learner import Learner
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
 from bebop.training.optimiser import OptimiserConfig
+from tests.models.tiny_models import make_policy
 from tests.rl.rollouts import sampled_groups, small_policy
 
 FAST = OptimiserConfig(lr=1e-2, schedule="constant", warmup_steps=0)
@@ -55,6 +57,28 @@ def test_a_sound_publication_passes(mode, tied, dtype):
     for _ in range(2):
         run.publish()
         run.check()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_a_trained_head_is_published_with_its_buffers(name):
+    """The routing's correction bias is no parameter, and a worker holds it like the rest."""
+    policy, worker = make_policy(name), make_policy(name)
+    learner = Learner(policy, LearnerConfig(optimiser=FAST), num_updates=9, head=OnlineHeadConfig(optimiser=FAST))
+    contract = HeadContract(policy, "online", torch.float32)
+    contract.expect(learner.tensors())
+    copy_weights(worker, learner.tensors())
+    contract.check("worker 0", 0, held_digests(worker))
+
+
+def test_a_learner_that_rounds_more_than_its_workers_is_told_so():
+    policy = small_policy()
+    worker = copy.deepcopy(policy)
+    policy.backbone.to(torch.bfloat16)
+    policy.head.to(torch.bfloat16)
+    contract = HeadContract(policy, "frozen", torch.float32)
+    contract.expect(Learner(policy, LearnerConfig(optimiser=FAST), num_updates=9).tensors())
+    with pytest.raises(UserError, match="set dtype and rollout"):
+        contract.check("worker 0", 0, held_digests(worker))
 
 
 @pytest.mark.parametrize("mode", ["frozen", "online"])

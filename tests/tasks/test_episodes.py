@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bebop.engines.base import Completion, DraftStats, Request, StopReason, TokenSource
@@ -19,8 +20,9 @@ SETTINGS = EpisodeSettings()
 class Parrot:
     """An engine of some rows that answers every prompt with its length, the oldest row first."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, max_context: int = 10_000) -> None:
         self.num_rows = num_rows
+        self.max_context = max_context
         self.log: list[str] = []
 
     def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
@@ -43,8 +45,12 @@ class Parrot:
                 yield answer(done)
 
 
+def answer_tokens(prompt_length: int) -> tuple[int, ...]:
+    return (*encode(TOKENIZER, str(prompt_length)), end_of_turn(TOKENIZER))
+
+
 def answer(request: Request) -> Completion:
-    tokens = (*encode(TOKENIZER, str(len(request.prompt_tokens))), end_of_turn(TOKENIZER))
+    tokens = answer_tokens(len(request.prompt_tokens))
     numbers = (0.0,) * len(tokens)
     return Completion(
         request_id=request.id,
@@ -118,6 +124,16 @@ def test_grading_in_a_pool_changes_neither_outcomes_nor_what_a_batch_is_made_of(
     assert len(first) == 9
     assert outcomes(first) == outcomes(second)
     assert here.log == beside.log
+
+
+@pytest.mark.parametrize("num_missing", [0, 1])
+def test_a_turn_for_which_the_context_has_no_room_ends_its_episode_alone(num_missing: int):
+    longest = max(len(one.tokens) for one in play(Parrot(3), plans(Mixed(), 4)))
+    last_turn = longest - len(answer_tokens(longest))
+    rollouts = play(Parrot(3, max_context=last_turn + 1 - num_missing), plans(Mixed(), 4))
+    assert len(rollouts) == 4
+    cut_off = [one for one in rollouts if one.outcome == Outcome(reward=0.0, reason="context full")]
+    assert [len(one.turns) for one in cut_off] == [2] * num_missing
 
 
 def test_generation_goes_on_while_an_answer_is_graded():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from bebop.engines.base import Completion, Request, StopReason
+from bebop.engines.base import Completion, Request, StopReason, check_prompt
 from bebop.engines.embedded.attention import ragged
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.clock import Phase, PhaseClock
@@ -31,6 +31,9 @@ from bebop.engines.embedded.selection import Selector
 from bebop.engines.embedded.weights import copy_weights
 from bebop.errors import UserError
 from bebop.models.policy import Policy
+
+_IDLE_SECONDS = 0.001
+"""Pause between two looks at a source that has no request ready; new weights are taken meanwhile."""
 
 
 class EmbeddedEngine:
@@ -76,15 +79,18 @@ class EmbeddedEngine:
                 "this engine is already streaming; exhaust or close the first stream, or make a second engine"
             )
         self._streaming = True
-        self._take_weights()
-        self._prefiller.contexts.forget_conversations()
         scheduler = Scheduler(requests, self.options.max_rows, self._make_row)
         try:
+            with self._lock:
+                self._take_weights()
+                self._prefiller.contexts.forget_conversations()
             while not scheduler.is_done:
                 with self._lock:
                     ended = self._round(scheduler)
                 for row in ended:
                     yield row.completion()
+                if not scheduler.rows:
+                    time.sleep(_IDLE_SECONDS)
         finally:
             self._streaming = False
 
@@ -241,20 +247,13 @@ class EmbeddedEngine:
 
     def _check(self, request: Request) -> None:
         """UserError for a request that this engine cannot run."""
-        length, size = len(request.prompt_tokens), self.policy.config.vocab_size
-        if length >= self.max_context:
-            raise UserError(
-                f"request {request.id!r} has a prompt of {length} tokens and the context holds {self.max_context}; "
-                "shorten the prompt or raise max_context"
-            )
-        if not all(0 <= token < size for token in request.prompt_tokens):
-            raise UserError(
-                f"request {request.id!r} has a prompt token outside the vocabulary of {size}; check the tokenizer"
-            )
-        if (request.num_draft_tokens or 0) > self.options.draft_limit:
+        check_prompt(request, self.policy.config.vocab_size, self.max_context)
+        limit = self.options.draft_limit
+        if (request.num_draft_tokens or 0) > limit:
+            remedy = "raise max_draft_tokens (at most 16)" if limit else "set its num_draft_tokens above 0 or to auto"
             raise UserError(
                 f"request {request.id!r} asks for {request.num_draft_tokens} draft tokens and the engine allows "
-                f"{self.options.draft_limit}; raise max_draft_tokens (at most 16) or ask for fewer"
+                f"{limit}; {remedy}, or ask for fewer"
             )
         if request.stop_strings and self.policy.tokenizer is None:
             raise UserError(f"request {request.id!r} has stop strings and the policy no tokenizer; use stop_token_ids")

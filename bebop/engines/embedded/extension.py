@@ -29,6 +29,8 @@ def extend(
     num_new = [num_new_tokens(context, prompt) for context, prompt in going_on]
     width = max(num_new)
     longest = max(num_cached) + width
+    # The window's padding may reach beyond what any prompt needs, and beyond the slots that the rows are copied into.
+    num_kept = max(len(prompt) - 1 for _, prompt in going_on)
     prefilled = [context.prefilled for context, _ in going_on]
     backbone, drafter = backbone.apart(len(going_on)), drafter and drafter.apart(len(going_on))
     backbone.reserve(longest)
@@ -47,8 +49,8 @@ def extend(
     head = None
     if drafter is not None:
         _settle(drafter, going_on, hidden.draft_BTH, longest)
-        head = drafter.cache.rows(longest)
-    return PrefilledBatch(backbone=backbone.rows(longest), head=head, waiting_RWH=last_RH[:, None])
+        head = drafter.cache.rows(num_kept)
+    return PrefilledBatch(backbone=backbone.rows(num_kept), head=head, waiting_RWH=last_RH[:, None])
 
 
 def _settle(drafter: Drafter, going_on: Sequence[tuple[KeptContext, Tokens]], hidden_RTH: Tensor, longest: int) -> None:

@@ -1,6 +1,5 @@
 """Which completions run: requests wait, take a slot, and leave it; slots in use stay the first ones."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -8,9 +7,6 @@ from bebop.engines.base import Request
 from bebop.engines.embedded.prefilled import Prefilled
 from bebop.engines.embedded.prompts import Prefiller
 from bebop.engines.embedded.rows import Row
-
-_IDLE_SECONDS = 0.001
-"""Pause between two looks at a source that has no request ready."""
 
 MakeRow = Callable[[Request, int], Row]
 MoveSlot = Callable[[int, int], None]
@@ -56,11 +52,12 @@ class Scheduler:
     def admit(self, prefiller: Prefiller, move: MoveSlot, reserve: Callable[[int], None]) -> bool:
         """Fill free slots with waiting completions, close the gaps that remain; True when the batch changed."""
         starts = self._take()
+        # Making a row checks its request, which must be sound before the prompt is run.
+        new = [self._make_row(group.request, index) for group, index in starts]
         self._prefill([group for group, _ in starts], prefiller)
         changed = bool(starts or self._free)
         slots: list[int] = []
-        for group, index in starts:
-            row = self._make_row(group.request, index)
+        for row, (group, _) in zip(new, starts, strict=True):
             assert group.prefilled is not None
             row.num_waiting = group.prefilled.num_waiting
             slots.append(self._place(row))
@@ -99,7 +96,7 @@ class Scheduler:
         starts: list[tuple[_Group, int]] = []
         num_running = len(self.rows) - len(self._free)
         while num_running + len(starts) < self._num_slots:
-            if self._group is None and not self._pull(wait=num_running + len(starts) == 0):
+            if self._group is None and not self._pull():
                 break
             group = self._group
             assert group is not None
@@ -109,21 +106,19 @@ class Scheduler:
                 self._group = None
         return starts
 
-    def _pull(self, wait: bool) -> bool:
-        """Get the next request, if there is one ready; ``wait`` for one when nothing else is to be done."""
-        while self._source is not None:
-            request = next(self._source, _END)
-            if request is _END:
-                self._source = None
-            elif request is not None:
-                assert isinstance(request, Request)
-                self._group = _Group(request)
-                return True
-            elif wait:
-                time.sleep(_IDLE_SECONDS)
-            else:
-                return False
-        return False
+    def _pull(self) -> bool:
+        """Get the next request, if there is one ready."""
+        if self._source is None:
+            return False
+        request = next(self._source, _END)
+        if request is _END:
+            self._source = None
+            return False
+        if request is None:
+            return False
+        assert isinstance(request, Request)
+        self._group = _Group(request)
+        return True
 
 
 _END = object()

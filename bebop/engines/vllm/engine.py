@@ -13,13 +13,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bebop.engines.base import Completion, DraftStats, Request
+from bebop.engines.base import Completion, DraftStats, Request, check_prompt
 from bebop.engines.vllm.arguments import engine_arguments
 from bebop.engines.vllm.environment import load_binding
 from bebop.engines.vllm.options import VllmOptions
 from bebop.engines.vllm.outputs import Piece, completion_of
 from bebop.engines.vllm.progress import Progress
-from bebop.engines.vllm.requests import IDLE_SECONDS, check_prompt, decoder_of, in_order
+from bebop.engines.vllm.requests import IDLE_SECONDS, decoder_of, in_order
 from bebop.engines.vllm.sampling import sampling_parameters
 from bebop.engines.vllm.weights import WeightNames
 from bebop.errors import UserError

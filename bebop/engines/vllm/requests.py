@@ -25,20 +25,6 @@ def in_order(requests: Iterable[Request], stream: Stream) -> list[Completion]:
     return sorted(stream(wanted), key=lambda done: (order[done.request_id], done.index))
 
 
-def check_prompt(request: Request, vocabulary: int, max_context: int) -> None:
-    """UserError for a prompt that the model cannot take."""
-    length = len(request.prompt_tokens)
-    if length >= max_context:
-        raise UserError(
-            f"request {request.id!r} has a prompt of {length} tokens and the context holds {max_context}; "
-            "shorten the prompt or raise max_context"
-        )
-    if not all(0 <= token < vocabulary for token in request.prompt_tokens):
-        raise UserError(
-            f"request {request.id!r} has a prompt token outside the vocabulary of {vocabulary}; check the tokenizer"
-        )
-
-
 def decoder_of(spec: PolicySpec) -> Decode | None:
     """Token ids to text by the policy's tokenizer, where its directory has one."""
     tokenizer = load_tokenizer(spec.directory, spec.config)

@@ -19,14 +19,14 @@ from uuid import uuid4
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bebop.engines.base import Completion, DraftStats, Request
+from bebop.engines.base import Completion, DraftStats, Request, check_prompt
 from bebop.engines.vllm.arguments import Runtime, as_flags, engine_arguments, speculative_config
 from bebop.engines.vllm.counters import SpecCounters
 from bebop.engines.vllm.environment import environment
 from bebop.engines.vllm.http import Http
 from bebop.engines.vllm.options import VllmOptions
 from bebop.engines.vllm.outputs import completion_of
-from bebop.engines.vllm.requests import IDLE_SECONDS, check_prompt, decoder_of, in_order
+from bebop.engines.vllm.requests import IDLE_SECONDS, decoder_of, in_order
 from bebop.engines.vllm.weights import Update, WeightNames
 from bebop.engines.vllm.wire import GENERATE, check_server, generate_body, sampled_of
 from bebop.errors import UserError
