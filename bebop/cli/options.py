@@ -11,7 +11,7 @@ ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one under configs/.", show_default=False)
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as train.lr=1e-4.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as optimiser.lr=1e-4.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and leave.")]
 

@@ -60,7 +60,7 @@ class MTPReport:
     """Depth k: sum_v min(p, q) over the chains that count there, at the rollouts' temperature; estimated from the drawn
     tokens where the loss is."""
     accepted: Mean
-    """Drafts that rejection accepts of the deployed K, expected (spec, section 4), per chain that is that long."""
+    """Drafts that rejection accepts of the deployed K, expected (docs/math.md), per chain that is that long."""
     grad_norm: float
     lr: float
     is_warm: bool

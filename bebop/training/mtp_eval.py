@@ -7,7 +7,7 @@ Names of figures, per task (``@k`` is depth k; R is a rule):
 ``R/accept_length``              1 + accepted per round, played
 ``R/emitted_per_round``          tokens kept per round, played; a stop cuts the last round of a turn
 ``R/conditional@k``              rounds that accepted draft k / rounds that accepted all before it, played
-``R/estimated_accept_length``    1 + expected accepted, mean over all anchors (spec, section 4)
+``R/estimated_accept_length``    1 + expected accepted, mean over all anchors (docs/math.md)
 ``R/estimated_round_length``     the same, weighed by where rounds start: comparable with ``accept_length``
 ``R/estimated_emitted``          tokens / expected rounds: comparable with ``emitted_per_round``
 ``overlap@k``                    sum_v min(p, q), mean over anchors

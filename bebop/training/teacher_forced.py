@@ -1,4 +1,4 @@
-"""What verification would make of drafts along rollouts, computed exactly instead of simulated (spec, section 4).
+"""What verification would make of drafts along rollouts, computed exactly (docs/math.md).
 
 A rollout is a sample of the target. Along it, every rule has a chance that the chain's own first k tokens come out as
 accepted drafts (``alive``). From these follow the expected accepted drafts of a round at each anchor, and, because a

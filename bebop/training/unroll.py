@@ -3,7 +3,7 @@
 Depth 1 runs at every position of the row, because its keys are what an engine has committed; deeper depths run at the
 anchors alone (``plain`` excepted), one after the other without padding. Depth k takes the vector that depth k-1 handed
 on, the embedding of token i + k and the rotary position i + k - 1, counted from the first token of its own sequence
-(spec, section 5, "Alignment").
+(docs/math.md, "Alignment of training with drafting").
 
 Shapes: B rows, T tokens, A anchors of a row, N chains that run, K depths, H hidden size.
 """

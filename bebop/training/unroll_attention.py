@@ -1,4 +1,4 @@
-"""Whom a draft depth attends to in training: the layouts ``plain``, ``ttt`` and ``kvshare`` (spec, section 5).
+"""Whom a draft depth attends to in training: the layouts ``plain``, ``ttt`` and ``kvshare`` (docs/math.md).
 
 ====================  =====================================================================================
 ``plain``             depth k attends depth k of the anchors up to its own; what most trainers do

@@ -1,6 +1,6 @@
 """Choosing the draft length of each round from measured costs and running acceptance.
 
-Lossless by construction (spec section 3): the choice is made before the round draws anything, from past rounds alone.
+Lossless by construction: the choice is made before the round draws anything, from past rounds alone.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Drafting with the policy's MTP head, attention layout ``ttt`` (reference: formats, section 13).
+"""Drafting with the policy's MTP head, attention layout ``ttt`` (docs/math.md).
 
 The head's cache holds, at every settled position i, the keys of (target hidden h_i, embedding of token i+1). Deeper
 drafts append provisional keys made from the head's own output; the next draft starts with a *rebuild* of the positions
