@@ -80,7 +80,10 @@ def test_a_second_start_takes_the_data_and_steps_that_are_there(directory, tmp_p
     monkeypatch.setattr(collect, "play", lambda *_: pytest.fail("the policy played again"))
     cli.command(empty_config(tmp_path), overrides(directory, tmp_path), False)
     with pytest.raises(UserError, match="holds a run with other settings"):
-        cli.command(empty_config(tmp_path), overrides(directory, tmp_path, "steps=4"), False)
+        cli.command(empty_config(tmp_path), overrides(directory, tmp_path, "data.per_step=2"), False)
+    cli.command(empty_config(tmp_path), overrides(directory, tmp_path, "steps=4"), False)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4], "a larger number of steps goes on"
 
 
 def test_an_interrupted_collection_goes_on_and_ends_the_same(directory, tmp_path):
