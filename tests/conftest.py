@@ -6,11 +6,15 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import tqdm
 
 # Before any test imports torch or transformers. Two test processes with many threads each would fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Some tests fork. A bar that is slow to end starts a thread which takes tqdm's lock now and then, and a child that was
+# forked while it is taken waits for ever at its first bar.
+tqdm.tqdm.monitor_interval = 0
 
 
 @pytest.fixture(autouse=True)
