@@ -121,19 +121,18 @@ class Attempt:
     scoring_seconds: float = 0.0
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Of the next turn."""
-        played = sum(len(turn.given_tokens) + len(turn.completion.tokens) for turn in self.turns)
-        return played + len(self.given_tokens)
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Of the next turn: all that was played, and what the environment added to it."""
+        played = [token for turn in self.turns for token in turn.given_tokens + turn.completion.tokens]
+        return (*played, *self.given_tokens)
 
     def request(self, settings: EpisodeSettings, stop_token: int) -> Request:
         """The next turn as the engine is to sample it."""
         turn = len(self.turns)
         name = f"{self.plan.problem.id}/{self.plan.seed}/{turn}"
-        before = [token for turn in self.turns for token in turn.given_tokens + turn.completion.tokens]
         return Request(
             id=name,
-            prompt_tokens=(*before, *self.given_tokens),
+            prompt_tokens=self.prompt_tokens,
             max_tokens=settings.max_turn_tokens,
             sampling=settings.sampling,
             seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"),
@@ -223,7 +222,7 @@ class Stage:
         outcome = turn.outcome
         if outcome is None:
             attempt.given_tokens = tuple(continue_prompt(self._tokenizer, turn.messages))
-            if attempt.num_prompt_tokens < self._max_context:
+            if len(attempt.prompt_tokens) < self._max_context:
                 self._enqueue(attempt)
                 return
             outcome = Outcome(reward=0.0, reason=CUT_OFF[StopReason.CONTEXT])
