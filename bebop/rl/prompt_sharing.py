@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from bebop.core.attention import causal_attention
 from bebop.models.attention_choice import attending_by
 from bebop.models.policy import Policy
 from bebop.tasks.chat import Transcript
@@ -222,14 +223,7 @@ def shared_attention(
         query_BQTD, key_BGTD, value_BGTD = (
             one_BTF.unflatten(-1, part.shape[1:]).transpose(1, 2) for one_BTF, part in zip(rows, parts, strict=True)
         )
-        out_BQTD = F.scaled_dot_product_attention(
-            query_BQTD,
-            key_BGTD,
-            value_BGTD,
-            is_causal=True,
-            scale=options.get("scaling"),
-            enable_gqa=query_BQTD.shape[1] != key_BGTD.shape[1],
-        )
+        out_BQTD = causal_attention(query_BQTD, key_BGTD, value_BGTD, options["scaling"])
         outputs.append(out_BQTD.transpose(1, 2).flatten(2).flatten(0, 1))
     out_UF = F.embedding(layout.place_U, torch.cat(outputs))
     return out_UF.unflatten(-1, (query_1QUD.shape[1], -1))[None], None

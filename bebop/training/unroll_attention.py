@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from bebop.core.attention import causal_attention
 from bebop.training.packing import sees_BTT
 
 IMPLEMENTATION = "bebop_unroll"
@@ -192,15 +193,11 @@ def within_sequences(starts_BT: Tensor | None) -> Attend:
     sees_B1TT = None if starts_BT is None else sees_BTT(starts_BT[:, :-1])[:, None]
 
     def attend(projected: Projected) -> Tensor:
-        return F.scaled_dot_product_attention(
-            projected.query_BQAD,
-            projected.key_BGAD,
-            projected.value_BGAD,
-            attn_mask=sees_B1TT,
-            is_causal=sees_B1TT is None,
-            scale=projected.scale,
-            enable_gqa=projected.query_BQAD.shape[1] != projected.key_BGAD.shape[1],
-        )
+        heads = (projected.query_BQAD, projected.key_BGAD, projected.value_BGAD)
+        if sees_B1TT is None:
+            return causal_attention(*heads, projected.scale)
+        grouped = heads[0].shape[1] != heads[1].shape[1]
+        return F.scaled_dot_product_attention(*heads, attn_mask=sees_B1TT, scale=projected.scale, enable_gqa=grouped)
 
     return attend
 

@@ -134,6 +134,7 @@ class Backbone:
         if lean is not None:
             out_NH = lean(hidden_BTH.flatten(0, 1), window.lean_angles, window.mask, self.attention)
             return out_NH.view(hidden_BTH.shape)
+        hidden_BTH = hidden_BTH.to(self._dtype)
         if _is_attention(layer):
             return layer(
                 hidden_BTH,
@@ -187,8 +188,9 @@ class Backbone:
         self.delta.clear(slot)
 
     def _hidden(self, hidden_BTH: Tensor) -> Hidden:
-        output_BTH = self._norm(hidden_BTH)
-        return Hidden(output_BTH=output_BTH, draft_BTH=hidden_BTH if self._takes_pre_norm else output_BTH)
+        output_BTH = self._norm(hidden_BTH).to(self._dtype)
+        draft_BTH = hidden_BTH.to(self._dtype) if self._takes_pre_norm else output_BTH
+        return Hidden(output_BTH=output_BTH, draft_BTH=draft_BTH)
 
 
 def aligned(num_keys: int, capacity: int) -> int:

@@ -1,10 +1,11 @@
-"""Decoder layers in few operations, for small float32 models whose time goes into dispatch.
+"""Decoder layers in few operations, for small models on a CPU, whose time goes into dispatch.
 
 transformers' modules spend 80 to 100 operations per layer and token step; at the sizes a CPU serves, most of the time
 is spent getting from one to the next. Here the same weights take about 30: matrices that read the same input are one
 (a copy, see ``matrices``), queries and keys share norm and rotation, norms are four operations, residuals ride on the
-matrix products. The modules stay the reference: the backbone's prefill uses them, ``EmbeddedOptions.lean=False`` uses
-them everywhere, and the tests compare the two.
+matrix products. In bfloat16 the products, the attention and the cache are in that format; what runs through the layers,
+norms and rotations are in float32, so that less is rounded than in the modules. The modules stay the reference: the
+backbone's prefill uses them, ``EmbeddedOptions.lean=False`` uses them everywhere, and the tests compare the two.
 
 Legend: B rows, T tokens of a row, N = B T, H hidden size, A query heads, G key heads, R = A + G, D head size,
 L keys, I intermediate size, X = A D, P positions, M tokens whose output is wanted.
@@ -24,7 +25,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
 from bebop.engines.embedded.cache import SlotCache
-from bebop.engines.embedded.matrices import Matrix
+from bebop.engines.embedded.matrices import Matrix, multiplies_bfloat16
 
 _IS_GATED: dict[type, bool] = {
     Qwen3_5DecoderLayer: True,
@@ -42,7 +43,8 @@ _IS_ZERO_CENTRED: dict[type, bool] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Angles:
-    """Cosines and sines [N, 1, D] of whole heads: 1 and 0 past the rotated part, first half of sines negative."""
+    """Cosines and sines [N, 1, D] of whole heads, float32: 1 and 0 past the rotated part, first half of sines
+    negative."""
 
     cos_N1D: Tensor
     sin_N1D: Tensor
@@ -65,6 +67,7 @@ class Angles:
 
 def make_angles(cos_PD: Tensor, sin_PD: Tensor, head_dim: int) -> Angles:
     """A table by position from transformers' angles, which cover the rotated part alone."""
+    cos_PD, sin_PD = cos_PD.float(), sin_PD.float()
     num_rotated = cos_PD.shape[1]
     signed_PD = torch.cat([-sin_PD[:, : num_rotated // 2], sin_PD[:, num_rotated // 2 :]], dim=1)
     padding = (0, head_dim - num_rotated)
@@ -76,16 +79,18 @@ def make_angles(cos_PD: Tensor, sin_PD: Tensor, head_dim: int) -> Angles:
 
 
 class LeanNorm:
-    """RMSNorm as x / hypot(|x|, sqrt(size eps)) times a weight that has sqrt(size) and the 1 of (1 + w) in it."""
+    """RMSNorm as x / hypot(|x|, sqrt(size eps)) times a weight that has sqrt(size) and the 1 of (1 + w) in it, in float32;
+    called, it gives the module's number format."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
         self._scale = self._floor = torch.empty(0)
+        self._dtype: torch.dtype = self._module.weight.dtype
         self.refresh()
 
     def refresh(self) -> None:
         """Take over the module's weight as it is now."""
-        weight: Tensor = self._module.weight.detach()
+        weight: Tensor = self._module.weight.detach().float()
         eps = self._module.eps if hasattr(self._module, "eps") else self._module.variance_epsilon
         size = weight.shape[0]
         self._scale = (1.0 + weight if _IS_ZERO_CENTRED[type(self._module)] else weight) * math.sqrt(size)
@@ -97,11 +102,11 @@ class LeanNorm:
         return self._scale
 
     def over_length(self, x: Tensor) -> Tensor:
-        """x / hypot(|x|, floor)."""
+        """x / hypot(|x|, floor), of float32."""
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.over_length(x) * self._scale
+        return (self.over_length(x.float()) * self._scale).to(self._dtype)
 
 
 class LeanFeedForward:
@@ -139,6 +144,7 @@ class LeanLayer:
         """Columns that ``_by_use`` gives to queries and keys, gate, values."""
         norm = layer.input_layernorm
         self._norm = None if isinstance(norm, nn.Identity) else LeanNorm(norm)  # pyright: ignore[reportArgumentType]
+        self._dtype: torch.dtype = attention.q_proj.weight.dtype
         self._project = Matrix(attention.q_proj, attention.k_proj, attention.v_proj, arrange=self._by_use)
         self._out = Matrix(attention.o_proj)
         self._feed_forward = LeanFeedForward(layer)
@@ -161,11 +167,12 @@ class LeanLayer:
     def __call__(
         self, hidden_NH: Tensor, angles: Angles, mask: Tensor, cache: SlotCache, last_M: Tensor | None = None
     ) -> Tensor:
-        """Same mathematics as the module's ``forward``; ``mask`` is ``additive_mask``'s.
+        """Same mathematics as the module's ``forward``, in float32 between layers; ``mask`` is ``additive_mask``'s.
 
         With ``last_M`` all N tokens leave their keys and values in the cache, and the output [M, H] is of those M alone
         (mask too).
         """
+        hidden_NH = hidden_NH.float()
         query_NAD, gate_NX, key_NGD, value_NGD = self.heads(hidden_NH, angles)
         key_BGLD, value_BGLD = cache.write(key_NGD, value_NGD, self._index)
         if last_M is not None:
@@ -179,12 +186,13 @@ class LeanLayer:
     def heads(self, hidden_NH: Tensor, angles: Angles) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Normed and rotated queries [N, A, D], the gate [N, A D] of gated layers, normed and rotated keys and values
         [N, G, D]."""
-        projected_NO = self._project(hidden_NH if self._norm is None else self._norm(hidden_NH))
+        projected_NO = self._project(hidden_NH.to(self._dtype) if self._norm is None else self._norm(hidden_NH))
         heads_NX, gate_NX, value_NX = projected_NO.split(self._widths, dim=1)
         heads_NRD, value_NGD = (x.view(len(x), -1, self._head_dim) for x in (heads_NX, value_NX))
+        heads_NRD = heads_NRD.float()
         if self._query_norm is not None:
             heads_NRD = self._query_norm.over_length(heads_NRD) * self._head_scale_RD
-        heads_NRD = angles.rotate(heads_NRD)
+        heads_NRD = angles.rotate(heads_NRD).to(value_NGD.dtype)
         gate_or_none = gate_NX if self._is_gated else None
         return heads_NRD[:, : self._num_heads], gate_or_none, heads_NRD[:, self._num_heads :], value_NGD
 
@@ -199,15 +207,21 @@ class LeanLayer:
 
 
 def can_be_lean(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether ``LeanLayer`` computes what this layer does: a known class and activation, in float32."""
-    mlp = getattr(layer, "mlp", None)
+    """Whether ``LeanLayer`` computes what this layer does: a known class, activation and number format."""
+    mlp: Any = getattr(layer, "mlp", None)
     is_silu = isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation)
-    return type(layer) in _IS_GATED and is_silu and dtype == torch.float32
+    return type(layer) in _IS_GATED and is_silu and _is_lean_format(dtype, mlp.down_proj.weight.device)
 
 
 def lean_norm(module: nn.Module, dtype: torch.dtype) -> LeanNorm | None:
-    """A lean form of the norm, where it is known and the numbers are float32."""
-    return LeanNorm(module) if type(module) in _IS_ZERO_CENTRED and dtype == torch.float32 else None
+    """A lean form of the norm, where it and the number format are known."""
+    weight = getattr(module, "weight", None)
+    is_known = type(module) in _IS_ZERO_CENTRED and weight is not None and _is_lean_format(dtype, weight.device)
+    return LeanNorm(module) if is_known else None
+
+
+def _is_lean_format(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16(device))
 
 
 def _attend(query_NAD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor, scaling: float) -> Tensor:

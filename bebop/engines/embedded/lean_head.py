@@ -27,6 +27,7 @@ class LeanHead:
 
     def __init__(self, head: MTPHead, dtype: torch.dtype, device: torch.device) -> None:
         self._head = head
+        self._dtype = dtype
         self._fuse = Matrix(head.fuse)
         self._layer = LeanLayer(head.layer, 0)
         norms = (head.embedding_norm, head.hidden_norm, head.output_norm)
@@ -42,6 +43,7 @@ class LeanHead:
     def __call__(self, inputs: HeadInput, mask: Tensor, cache: SlotCache, last_M: Tensor | None = None) -> HeadState:
         fused_NH = self._fused(inputs, cache.capacity)
         layer_MH = self._layer(fused_NH, self._rotary.lean_at(inputs.positions_BT), mask, cache, last_M)
+        layer_MH = layer_MH.to(self._dtype)
         output_MH = self._output_norm(layer_MH)
         recycle_MH = output_MH if self._head.contract.recycle == "post" else layer_MH
         return HeadState(output_BTH=output_MH[:, None], recycle_BTH=recycle_MH[:, None])

@@ -1,8 +1,9 @@
 """Products with weight matrices where few rows come at a time, as they do in decoding on a CPU.
 
-PyTorch's float32 product arranges the weights anew at every call, which with few rows costs more than the product. A
-``Matrix`` holds a copy arranged once: matrices that read the same input side by side in one, transposed; or, where they
-are large, in oneDNN's own layout, which is up to twice as fast from 2 to 32 rows and has a fixed cost per call.
+PyTorch's product arranges the weights anew at every call, which with few rows costs more than the product. A
+``Matrix`` holds a copy arranged once: matrices that read the same input side by side in one, transposed; or in oneDNN's
+own layout, where it pays: in float32 for large ones (up to twice as fast from 2 to 32 rows, with a fixed cost per
+call), in bfloat16 for all.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _MIN_PACKED = 1 << 19
-"""Elements from which oneDNN's layout gains more than its calls cost (on Zen 3 885,000 gain, 262,000 lose)."""
+"""Elements from which oneDNN's layout gains more than its calls cost in float32 (on Zen 3 885,000 gain, 262,000 lose)."""
 
 Arrange = Callable[[list[Tensor]], Tensor]
 """One tensor out of the weights [O, I] of several modules, or out of their biases [O]."""
@@ -58,9 +59,9 @@ class Matrix:
         return torch.addmm(self._bias, x_NI, self._weight)
 
     def onto(self, sum_NO: Tensor, x_NI: Tensor) -> Tensor:
-        """The product added to ``sum_NO``, which stays as it is."""
+        """The product added to ``sum_NO``, which stays as it is; in float32 if that is."""
         if self._is_packed:
-            return self(x_NI).add_(sum_NO)
+            return sum_NO + self(x_NI)
         return torch.addmm(sum_NO if self._bias is None else sum_NO + self._bias, x_NI, self._weight)
 
 
@@ -73,8 +74,18 @@ def _transposed(weight_OI: Tensor) -> Tensor:
     return weight_OI.t().contiguous()
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices in its layout here."""
+    return device.type == "cpu" and _has_packing() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _can_pack(weight_OI: Tensor) -> bool:
     """Whether this build of PyTorch packs it, and it pays."""
+    if weight_OI.dtype == torch.bfloat16:
+        return multiplies_bfloat16(weight_OI.device)
     is_large = weight_OI.numel() >= _MIN_PACKED
-    has_packing = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return is_large and has_packing and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
+    return is_large and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and _has_packing()
+
+
+def _has_packing() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

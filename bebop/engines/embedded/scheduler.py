@@ -1,4 +1,8 @@
-"""Which completions run: requests wait, take a slot, and leave it; slots in use stay the first ones."""
+"""Which completions run: requests wait, take a slot, and leave it; slots in use stay the first ones.
+
+Admission holds up every row that runs: a prefill of one short prompt, or of what a conversation's next turn adds, takes
+about half a round. Free slots therefore wait for others to be filled with, until they have stood idle for as long.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +15,9 @@ from bebop.engines.embedded.rows import Row
 MakeRow = Callable[[Request, int], Row]
 MoveSlot = Callable[[int, int], None]
 
+_ADMISSIONS_PER_ROUND = 2
+"""How many admissions take as long as a round."""
+
 
 @dataclass(slots=True)
 class _Group:
@@ -19,6 +26,10 @@ class _Group:
     request: Request
     num_started: int = 0
     prefilled: Prefilled | None = None
+
+
+_Start = tuple[_Group, int]
+"""A completion that is to start: its request and its place among the request's completions."""
 
 
 class Scheduler:
@@ -30,13 +41,17 @@ class Scheduler:
         """Slots below ``len(rows)`` whose row has ended."""
         self._source: Iterator[Request | None] | None = iter(source)
         self._group: _Group | None = None
+        self._starts: list[_Start] = []
+        """What waits for admission."""
+        self._idle_rounds = 0
+        """Rounds that those have waited, all together."""
         self._num_slots = num_slots
         self._make_row = make_row
 
     @property
     def is_done(self) -> bool:
         """Nothing runs and nothing will."""
-        return self._source is None and self._group is None and not self.rows
+        return self._source is None and self._group is None and not self._starts and not self.rows
 
     def forget_prefills(self) -> None:
         """The weights changed: prompts that wait are prefilled again."""
@@ -50,8 +65,10 @@ class Scheduler:
         return [self.rows[slot] for slot in ended]
 
     def admit(self, prefiller: Prefiller, move: MoveSlot, reserve: Callable[[int], None]) -> bool:
-        """Fill free slots with waiting completions, close the gaps that remain; True when the batch changed."""
-        starts = self._take()
+        """Fill free slots with waiting completions when it is time, close the gaps that remain; True when the batch
+        changed.
+        """
+        starts = self._due()
         # Making a row checks its request, which must be sound before the prompt is run.
         new = [self._make_row(group.request, index) for group, index in starts]
         self._prefill([group for group, _ in starts], prefiller)
@@ -66,6 +83,15 @@ class Scheduler:
             prefiller.fill(slots, [group.prefilled for group, _ in starts if group.prefilled is not None])
         self._compact(move)
         return changed
+
+    def _due(self) -> list[_Start]:
+        """What is to be admitted now: nothing, or all that waits."""
+        self._starts.extend(self._take())
+        self._idle_rounds += len(self._starts)
+        if self._idle_rounds * _ADMISSIONS_PER_ROUND < self._num_running:
+            return []
+        starts, self._starts, self._idle_rounds = self._starts, [], 0
+        return starts
 
     def _place(self, row: Row) -> int:
         if self._free:
@@ -91,11 +117,15 @@ class Scheduler:
         for group, result in zip(new, prefilled, strict=True):
             group.prefilled = result
 
-    def _take(self) -> list[tuple[_Group, int]]:
-        """As many completions as slots are free, in the order of their requests."""
-        starts: list[tuple[_Group, int]] = []
-        num_running = len(self.rows) - len(self._free)
-        while num_running + len(starts) < self._num_slots:
+    @property
+    def _num_running(self) -> int:
+        return len(self.rows) - len(self._free)
+
+    def _take(self) -> list[_Start]:
+        """As many completions as slots are free and not spoken for, in the order of their requests."""
+        starts: list[_Start] = []
+        num_taken = self._num_running + len(self._starts)
+        while num_taken + len(starts) < self._num_slots:
             if self._group is None and not self._pull():
                 break
             group = self._group
