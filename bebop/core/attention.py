@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 def causal_attention(query_BQTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v over the positions up to each query's own, [B, Q, T, D]; grouped heads, autocast obeyed."""
+    """softmax(scale q k^T) v over the positions up to each query's own, [B, Q, T, D]; autocast is obeyed."""
     parts = [_as_autocast_wants(one) for one in (query_BQTD, key_BGTD, value_BGTD)]
     if parts[0].device.type == "cpu" and parts[0].dtype == torch.bfloat16:
-        return _GradientByProducts.apply(*parts, scale)
+        return _GradientByProducts.apply(*parts, scale)  # pyright: ignore[reportCallIssue]
     return _fused(*parts, scale)
 
 

@@ -11,6 +11,7 @@ from bebop.engines.embedded import EmbeddedEngine
 from bebop.engines.embedded.attention import ragged
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.drafting import Drafter, Waiting
+from bebop.engines.embedded.matrices import multiplies_bfloat16
 from bebop.engines.embedded.prompts import Prefiller
 from bebop.models.policy import Policy, new_policy
 
@@ -36,6 +37,15 @@ def qwen3() -> Policy:
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return new_policy(backbone.eval())
+
+
+def with_wider_norms(policy: Policy) -> Policy:
+    with torch.no_grad():
+        for module in (policy.backbone, policy.head):
+            for name, parameter in module.named_parameters():  # type: ignore[union-attr]
+                if name.endswith("norm.weight"):
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+    return policy
 
 
 @torch.inference_mode()
@@ -69,13 +79,8 @@ def outputs(policy: Policy, lean: bool) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "qwen3"])
-def test_lean_layers_agree_with_the_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = qwen3() if kind == "qwen3" else small_policy(kind)
-    with torch.no_grad():
-        for module in (policy.backbone, policy.head):
-            for name, parameter in module.named_parameters():  # type: ignore[union-attr]
-                if name.endswith("norm.weight"):
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
+def test_lean_layers_agree_with_the_modules(kind: str) -> None:
+    policy = with_wider_norms(qwen3() if kind == "qwen3" else small_policy(kind))
     wanted, wanted_drafts = outputs(policy, lean=False)
     found, drafts = outputs(policy, lean=True)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -83,12 +88,36 @@ def test_lean_layers_agree_with_the_modules(kind: str, monkeypatch: pytest.Monke
     assert not torch.equal(found, wanted), "the lean path did not run"
 
 
-def test_other_dtypes_run_the_modules() -> None:
-    policy = small_policy("full")
-    policy.backbone.double()
-    assert policy.head is not None
-    policy.head.double()
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="this processor has no bfloat16 products")
+@pytest.mark.parametrize("kind", [*KINDS, "qwen3"])
+def test_in_bfloat16_they_are_as_near_to_float64_as_the_modules(kind: str) -> None:
+    policy = as_format(with_wider_norms(qwen3() if kind == "qwen3" else small_policy(kind)), torch.bfloat16)
+    modules, lean = (outputs(policy, lean=lean) for lean in (False, True))
+    assert not torch.equal(lean[0], modules[0]), "the lean path did not run"
+    exact = outputs(as_format(policy, torch.float64), lean=False)
+    pairs = [(lean[0], modules[0], exact[0]), *zip(lean[1], modules[1], exact[1], strict=True)]
+    errors = torch.tensor([[_error(one, wanted), _error(module, wanted)] for one, module, wanted in pairs])
+    assert (errors[:, 0] < 1.2 * errors[:, 1]).all()
+    assert errors[:, 0].mean() < 1.02 * errors[:, 1].mean()
+
+
+def test_formats_without_fast_products_run_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = as_format(small_policy("full"), torch.float64)
     assert torch.equal(outputs(policy, lean=True)[0], outputs(policy, lean=False)[0])
+    monkeypatch.setattr("bebop.engines.embedded.lean.multiplies_bfloat16", lambda device: False)
+    policy = as_format(policy, torch.bfloat16)
+    assert torch.equal(outputs(policy, lean=True)[0], outputs(policy, lean=False)[0])
+
+
+def as_format(policy: Policy, dtype: torch.dtype) -> Policy:
+    assert policy.head is not None
+    policy.backbone.to(dtype)
+    policy.head.to(dtype)
+    return policy
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
 
 
 def test_weights_changed_in_place_are_seen_by_the_next_call() -> None:

@@ -55,8 +55,9 @@ class Scheduler:
 
     def forget_prefills(self) -> None:
         """The weights changed: prompts that wait are prefilled again."""
-        if self._group is not None:
-            self._group.prefilled = None
+        for group in (self._group, *(group for group, _ in self._starts)):
+            if group is not None:
+                group.prefilled = None
 
     def retire(self) -> list[Row]:
         """Take out the rows that have stopped; their slots are free."""
