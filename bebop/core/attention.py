@@ -8,6 +8,7 @@ Shapes: B rows, T positions, Q query heads, G key heads, R query heads per key h
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 def causal_attention(query_BQTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v over the positions up to each query's own, [B, Q, T, D]; autocast is obeyed."""
-    parts = [_as_autocast_wants(one) for one in (query_BQTD, key_BGTD, value_BGTD)]
-    if parts[0].device.type == "cpu" and parts[0].dtype == torch.bfloat16:
-        return _GradientByProducts.apply(*parts, scale)  # pyright: ignore[reportCallIssue]
-    return _fused(*parts, scale)
+    query_BQTD, key_BGTD, value_BGTD = (_as_autocast_wants(one) for one in (query_BQTD, key_BGTD, value_BGTD))
+    if query_BQTD.device.type == "cpu" and query_BQTD.dtype == torch.bfloat16:
+        by_products: Callable[..., Tensor] = _GradientByProducts.apply
+        return by_products(query_BQTD, key_BGTD, value_BGTD, scale)
+    return _fused(query_BQTD, key_BGTD, value_BGTD, scale)
 
 
 class _GradientByProducts(torch.autograd.Function):

@@ -79,8 +79,10 @@ def make_angles(cos_PD: Tensor, sin_PD: Tensor, head_dim: int) -> Angles:
 
 
 class LeanNorm:
-    """RMSNorm as x / hypot(|x|, sqrt(size eps)) times a weight that has sqrt(size) and the 1 of (1 + w) in it: computed in
-    float32, given in the module's number format."""
+    """RMSNorm as x / hypot(|x|, sqrt(size eps)) times a weight that has sqrt(size) and the 1 of (1 + w) in it.
+
+    It computes in float32 and gives the module's number format.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
