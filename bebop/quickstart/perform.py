@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from bebop.quickstart.acts import Act, Step, check_names, log_of, output_of
 POLL_SECONDS = 0.25
 SECONDS_TO_STOP = 20.0
 """For a command to write what it has, before it is killed."""
+MARGIN = 4
+"""Columns that what a command prints is set in by when it is shown."""
 
 
 class Stage(Protocol):
@@ -78,7 +81,11 @@ def launch(step: Step, directory: Path) -> subprocess.Popen[bytes]:
     It has a session of its own, so that Ctrl-C reaches it once, through ``stop``, and it can end at a safe point.
     """
     command = [sys.executable, "-m", "bebop", *step.arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "COLUMNS": str(shutil.get_terminal_size().columns - MARGIN),
+    }
     with ExitStack() as stack:
         output = stack.enter_context(output_of(directory, step.name).open("wb"))
         log = stack.enter_context(log_of(directory, step.name).open("wb"))
