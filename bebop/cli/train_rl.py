@@ -19,6 +19,7 @@ from bebop.models.policy import save_policy
 from bebop.rl.config import TrainRL
 from bebop.rl.fleet import Interrupted
 from bebop.rl.loop import Observer, train_rl
+from bebop.training.allocator import keep_freed_memory
 
 
 def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
@@ -30,6 +31,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """
     settings = resolve(TrainRL, config, overrides, dry_run=dry_run)
     check_output(settings.output)
+    keep_freed_memory()
     if settings.resume == "never" and settings.run.exists():
         raise UserError(f"{settings.run} is there already; name another run=DIRECTORY or set resume=auto")
     run = open_run(settings.run, settings, settings.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 def causal_attention(query_BQTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v over the positions up to each query's own, [B, Q, T, D]; autocast is obeyed."""
-    query_BQTD, key_BGTD, value_BGTD = (_as_autocast_wants(one) for one in (query_BQTD, key_BGTD, value_BGTD))
+    query_BQTD, key_BGTD, value_BGTD = (as_autocast_wants(one) for one in (query_BQTD, key_BGTD, value_BGTD))
     if query_BQTD.device.type == "cpu" and query_BQTD.dtype == torch.bfloat16:
         by_products: Callable[..., Tensor] = _GradientByProducts.apply
         return by_products(query_BQTD, key_BGTD, value_BGTD, scale)
@@ -72,7 +72,7 @@ def _fused(query_BQTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scale: floa
     )
 
 
-def _as_autocast_wants(tensor: Tensor) -> Tensor:
-    """Autocast does not reach into a function of our own."""
+def as_autocast_wants(tensor: Tensor) -> Tensor:
+    """In the format of an autocast in force, which does not reach into functions of our own."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor

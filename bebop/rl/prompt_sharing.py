@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from bebop.core.attention import causal_attention
+from bebop.core.attention import as_autocast_wants, causal_attention
 from bebop.models.attention_choice import attending_by
 from bebop.models.policy import Policy
 from bebop.tasks.chat import Transcript
@@ -213,7 +213,8 @@ def shared_attention(
     """
     layout: Layout = options["layout"]
     assert attention_mask is None, "a layout says who attends to whom"
-    parts = [one[0].transpose(0, 1) for one in (query_1QUD, key_1GUD, value_1GUD)]
+    # Autocast leaves rotated queries and keys float32; what is copied is what attention takes.
+    parts = [as_autocast_wants(one[0]).transpose(0, 1) for one in (query_1QUD, key_1GUD, value_1GUD)]
     features_UF = torch.cat([one.flatten(1) for one in parts], dim=1)
     sizes = [one[0].numel() for one in parts]
     outputs = []
