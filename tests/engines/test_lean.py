@@ -11,7 +11,7 @@ from bebop.engines.embedded import EmbeddedEngine
 from bebop.engines.embedded.attention import ragged
 from bebop.engines.embedded.backbone import Backbone
 from bebop.engines.embedded.drafting import Drafter, Waiting
-from bebop.engines.embedded.matrices import multiplies_bfloat16
+from bebop.engines.embedded.matrices import packs_bfloat16
 from bebop.engines.embedded.prompts import Prefiller
 from bebop.models.policy import Policy, new_policy
 
@@ -39,7 +39,8 @@ def qwen3() -> Policy:
     return new_policy(backbone.eval())
 
 
-def with_wider_norms(policy: Policy) -> Policy:
+def with_wider_norms(kind: str) -> Policy:
+    policy = qwen3() if kind == "qwen3" else small_policy(kind)
     with torch.no_grad():
         for module in (policy.backbone, policy.head):
             for name, parameter in module.named_parameters():  # type: ignore[union-attr]
@@ -80,7 +81,7 @@ def outputs(policy: Policy, lean: bool) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "qwen3"])
 def test_lean_layers_agree_with_the_modules(kind: str) -> None:
-    policy = with_wider_norms(qwen3() if kind == "qwen3" else small_policy(kind))
+    policy = with_wider_norms(kind)
     wanted, wanted_drafts = outputs(policy, lean=False)
     found, drafts = outputs(policy, lean=True)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -88,10 +89,10 @@ def test_lean_layers_agree_with_the_modules(kind: str) -> None:
     assert not torch.equal(found, wanted), "the lean path did not run"
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="this processor has no bfloat16 products")
+@pytest.mark.skipif(not packs_bfloat16(torch.device("cpu")), reason="oneDNN has no bfloat16 here")
 @pytest.mark.parametrize("kind", [*KINDS, "qwen3"])
 def test_in_bfloat16_they_are_as_near_to_float64_as_the_modules(kind: str) -> None:
-    policy = as_format(with_wider_norms(qwen3() if kind == "qwen3" else small_policy(kind)), torch.bfloat16)
+    policy = as_format(with_wider_norms(kind), torch.bfloat16)
     modules, lean = (outputs(policy, lean=lean) for lean in (False, True))
     assert not torch.equal(lean[0], modules[0]), "the lean path did not run"
     exact = outputs(as_format(policy, torch.float64), lean=False)
@@ -101,10 +102,10 @@ def test_in_bfloat16_they_are_as_near_to_float64_as_the_modules(kind: str) -> No
     assert errors[:, 0].mean() < 1.02 * errors[:, 1].mean()
 
 
-def test_formats_without_fast_products_run_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_that_are_not_packed_run_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = as_format(small_policy("full"), torch.float64)
     assert torch.equal(outputs(policy, lean=True)[0], outputs(policy, lean=False)[0])
-    monkeypatch.setattr("bebop.engines.embedded.lean.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("bebop.engines.embedded.lean.packs_bfloat16", lambda device: False)
     policy = as_format(policy, torch.bfloat16)
     assert torch.equal(outputs(policy, lean=True)[0], outputs(policy, lean=False)[0])
 

@@ -25,7 +25,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
 from bebop.engines.embedded.cache import SlotCache
-from bebop.engines.embedded.matrices import Matrix, multiplies_bfloat16
+from bebop.engines.embedded.matrices import Matrix, packs_bfloat16
 
 _IS_GATED: dict[type, bool] = {
     Qwen3_5DecoderLayer: True,
@@ -223,7 +223,7 @@ def lean_norm(module: nn.Module, dtype: torch.dtype) -> LeanNorm | None:
 
 
 def _is_lean_format(dtype: torch.dtype, device: torch.device) -> bool:
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16(device))
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and packs_bfloat16(device))
 
 
 def _attend(query_NAD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor, scaling: float) -> Tensor:

@@ -74,18 +74,19 @@ def _transposed(weight_OI: Tensor) -> Tensor:
     return weight_OI.t().contiguous()
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether oneDNN multiplies bfloat16 matrices in its layout here."""
-    return device.type == "cpu" and _has_packing() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def packs_bfloat16(device: torch.device) -> bool:
+    """Whether oneDNN's layout is there for bfloat16."""
+    return _has_packing(device) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _can_pack(weight_OI: Tensor) -> bool:
     """Whether this build of PyTorch packs it, and it pays."""
     if weight_OI.dtype == torch.bfloat16:
-        return multiplies_bfloat16(weight_OI.device)
+        return packs_bfloat16(weight_OI.device)
     is_large = weight_OI.numel() >= _MIN_PACKED
-    return is_large and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and _has_packing()
+    return weight_OI.dtype == torch.float32 and is_large and _has_packing(weight_OI.device)
 
 
-def _has_packing() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def _has_packing(device: torch.device) -> bool:
+    is_built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return is_built and device.type == "cpu"
