@@ -100,6 +100,13 @@ class EvaluationConfig(ConfigModel):
     """Of each task, the same ones every time."""
 
 
+class TaskShare(TaskChoice):
+    """A task, its options, and how much of the run it is."""
+
+    share: int = Field(default=1, ge=1)
+    """Problems of this task in a round of turns: with shares of 1, 2 and 3, half are of the third task."""
+
+
 class TrainRL(ConfigModel):
     """`bebop train-rl`."""
 
@@ -116,12 +123,15 @@ class TrainRL(ConfigModel):
     steps: int = Field(default=60, ge=1)
     seed: int = 0
     """Of problems and sampling."""
-    tasks: tuple[TaskChoice, ...] = (TaskChoice(name="math"), TaskChoice(name="code"), TaskChoice(name="agent"))
-    """They take turns, group by group."""
+    tasks: tuple[TaskShare, ...] = (TaskShare(name="math"), TaskShare(name="code"), TaskShare(name="agent"))
+    """They take turns, group by group, each as often as its share."""
     groups_per_step: int = Field(default=12, ge=1)
     """Problems per update."""
     group_size: int = Field(default=8, ge=2)
     """Attempts at each problem, whose rewards are compared with one another."""
+    max_replaced: int = Field(default=0, ge=0)
+    """Groups whose rewards are all equal teach nothing; for one update at most so many are replaced by further ones
+    (DAPO's dynamic sampling). 0 replaces none: then updates late in a run have few groups to learn from."""
     rollout: RolloutConfig = RolloutConfig()
     mtp: MTPConfig = MTPConfig()
     asynchronous: AsyncConfig = Field(default=AsyncConfig(), alias="async")

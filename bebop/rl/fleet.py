@@ -104,9 +104,17 @@ class Fleet:
             self._seats[place].worker.last_heard = time.monotonic()
             self._seats[place].worker.send(Play(jobs=tuple(some)))
 
+    def is_done(self, id: str) -> bool:
+        """Whether every attempt of the job has finished, as far as was heard; the job must be open."""
+        return self._open[id].is_done
+
+    def wait(self, ids: Sequence[str], is_called_off: Callable[[], bool] = never) -> None:
+        """Until these jobs are done. ``Interrupted`` when called off."""
+        self._wait(lambda: all(self._open[one].is_done for one in ids), is_called_off)
+
     def gather(self, ids: Sequence[str], is_called_off: Callable[[], bool] = never) -> list[tuple[Rollout, ...]]:
         """Wait for these jobs; the rollouts of each in the order of its attempts. ``Interrupted`` when called off."""
-        self._wait(lambda: all(self._open[one].is_done for one in ids), is_called_off)
+        self.wait(ids, is_called_off)
         done = [self._open.pop(one) for one in ids]
         return [tuple(one.rollouts[attempt] for attempt in range(len(one.plans))) for one in done]
 

@@ -44,14 +44,32 @@ def load_tasks(choices: Sequence[TaskChoice], seed: int) -> dict[str, Task]:
     return {one.name: load_task(one.name, seed, one.options) for one in choices}
 
 
-def group_job(number: int, tasks: Sequence[str], group_size: int, seed: int) -> Job:
-    """Group ``number`` of the run with that seed; tasks take turns, problems are never repeated."""
+def task_turns(shares: Mapping[str, int]) -> tuple[str, ...]:
+    """Whose turn it is, group by group, in a cycle that has every task as often as its share; turns are spread evenly.
+
+    Every turn goes to the task that is furthest behind its share, the one named first where two are.
+    """
+    num_turns, turns = sum(shares.values()), []
+    for place in range(1, num_turns + 1):
+        turns.append(max(shares, key=lambda name: place * shares[name] - num_turns * turns.count(name)))
+    return tuple(turns)
+
+
+def group_id(number: int) -> str:
+    """The job's id."""
+    return f"group/{number}"
+
+
+def group_job(number: int, turns: Sequence[str], group_size: int, seed: int) -> Job:
+    """Group ``number`` of the run with that seed; ``turns`` come round and round, problems are never repeated."""
+    cycle, place = divmod(number, len(turns))
+    task = turns[place]
     return Job(
-        id=f"group/{number}",
+        id=group_id(number),
         number=number,
-        task=tasks[number % len(tasks)],
+        task=task,
         split=Split.TRAIN,
-        index=number // len(tasks),
+        index=cycle * turns.count(task) + turns[:place].count(task),
         seeds=tuple(derived_seed(seed, "group", number, attempt) for attempt in range(group_size)),
         wanted=tuple(range(group_size)),
     )

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bebop.metrics import Mean
@@ -16,15 +16,14 @@ from bebop.rl.clock import StepClock
 from bebop.rl.config import TrainRL
 from bebop.rl.disk import full_disk_explained
 from bebop.rl.fleet import Interrupted
-from bebop.rl.jobs import evaluation_jobs, group_job
+from bebop.rl.jobs import evaluation_jobs
 from bebop.rl.journal import Journal
 from bebop.rl.learner import UpdateReport
 from bebop.rl.metrics_of import Metrics, draft_metrics, drafts_of, reward_metrics, token_metrics
 from bebop.rl.parts import Parts, assembled
-from bebop.rl.records import Group
+from bebop.rl.records import StepGroups
 from bebop.rl.transcripts import bins_row, chosen_rollouts, transcript_row
 from bebop.runs import RunDirectory
-from bebop.tasks.episodes import Rollout
 from bebop.training.checkpoint import save_checkpoint
 
 
@@ -59,40 +58,26 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
     if learner.version == 0 and config.evaluation.every:
         with clock.paused():
             journal.write(0, evaluate(config, parts))
-    issue(config, parts)
+    parts.intake.issue(learner.version)
     for step in range(learner.version, config.steps):
         with clock.part("exposed_generation"):
-            groups = gather(parts, step, observer)
+            groups = parts.intake.gather(step, observer.is_called_off)
         with clock.part("training"):
-            report = learner.update(groups)
+            report = learner.update(groups.learned)
         with clock.part("publication"):
             publish(parts)
-        parts.watch.observe(step, drafts_of(rollouts_of(groups)))
+        parts.watch.observe(step, drafts_of(groups.rollouts))
         metrics = step_metrics(groups, report, clock.lap(), parts.fleet.take_generation_seconds())
         if is_due(learner.version, config.evaluation.every, config.steps):
             with clock.paused():
                 metrics |= evaluate(config, parts)
-        issue(config, parts)
+        parts.intake.issue(learner.version)
         journal.write(learner.version, metrics)
         write_rows(config, parts, journal, groups)
         if is_due(learner.version, config.checkpoint_every, config.steps):
             with clock.part("checkpoint"):
                 save(parts, run)
         observer.show(learner.version, metrics)
-
-
-def issue(config: TrainRL, parts: Parts) -> None:
-    """Start the groups that the gate lets through at the learner's version."""
-    names = [one.name for one in config.tasks]
-    admitted = parts.gate.admit(parts.learner.version)
-    parts.fleet.issue(group_job(number, names, config.group_size, config.seed) for number in admitted)
-
-
-def gather(parts: Parts, step: int, observer: Observer) -> list[Group]:
-    """Wait for the groups of a step."""
-    numbers = parts.gate.groups_of(step)
-    played = parts.fleet.gather([f"group/{number}" for number in numbers], observer.is_called_off)
-    return [Group(number=number, rollouts=rollouts) for number, rollouts in zip(numbers, played, strict=True)]
 
 
 def publish(parts: Parts) -> None:
@@ -114,8 +99,8 @@ def evaluate(config: TrainRL, parts: Parts) -> Metrics:
     return reward_metrics([one for rollouts in played for one in rollouts], "heldout_reward")
 
 
-def step_metrics(groups: list[Group], report: UpdateReport, seconds: dict[str, float], generation: float) -> Metrics:
-    rollouts = rollouts_of(groups)
+def step_metrics(groups: StepGroups, report: UpdateReport, seconds: dict[str, float], generation: float) -> Metrics:
+    rollouts = groups.rollouts
     tokens = token_metrics(rollouts)
     num_tokens = sum(one.num_model_tokens for one in rollouts)
     return {
@@ -123,6 +108,7 @@ def step_metrics(groups: list[Group], report: UpdateReport, seconds: dict[str, f
         **tokens,
         **draft_metrics(drafts_of(rollouts)),
         **report.metrics,
+        "groups/replaced": len(groups.replaced),
         **{f"time/{name}": value for name, value in seconds.items()},
         "time/generation": generation,
         "time/scoring": sum(one.scoring_seconds for one in rollouts),
@@ -132,19 +118,16 @@ def step_metrics(groups: list[Group], report: UpdateReport, seconds: dict[str, f
     }
 
 
-def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
-    return [one for group in groups for one in group.rollouts]
-
-
-def write_rows(config: TrainRL, parts: Parts, journal: Journal, groups: list[Group]) -> None:
+def write_rows(config: TrainRL, parts: Parts, journal: Journal, groups: StepGroups) -> None:
     step = parts.learner.version
-    chosen = chosen_rollouts(groups, config.transcripts_per_step, step)
-    journal.write_rows([transcript_row(step, one, parts.tokenizer) for one in chosen], bins_row(step, groups))
+    chosen = chosen_rollouts(groups.learned, config.transcripts_per_step, step)
+    journal.write_rows([transcript_row(step, one, parts.tokenizer) for one in chosen], bins_row(step, groups.learned))
 
 
 def save(parts: Parts, run: RunDirectory) -> None:
-    """A checkpoint of the learner. The data order is a function of the step, and what was under way is played again."""
-    save_checkpoint(run.checkpoints_path, parts.learner.version, parts.learner.trained)
+    """A checkpoint of the learner and its place in the data; what was under way is played again."""
+    learner = parts.learner
+    save_checkpoint(run.checkpoints_path, learner.version, learner.trained, position=parts.intake.position)
 
 
 def is_due(version: int, every: int, last: int) -> bool:

@@ -19,13 +19,14 @@ from bebop.rl.config import TrainRL
 from bebop.rl.contract import AcceptLengthWatch, HeadContract
 from bebop.rl.fleet import Fleet, FleetOptions
 from bebop.rl.gate import LagGate
+from bebop.rl.intake import Intake, IntakeOptions
 from bebop.rl.jobs import load_tasks
 from bebop.rl.learner import Learner
 from bebop.rl.messages import Start, Weights
 from bebop.rl.placement import Inbox, WorkerProcess
 from bebop.rl.publication import WeightStore
 from bebop.runs import RunDirectory
-from bebop.training.checkpoint import load_latest
+from bebop.training.checkpoint import load_latest, saved_position
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,7 @@ class Parts:
 
     learner: Learner
     fleet: Fleet
-    gate: LagGate
+    intake: Intake
     contract: HeadContract
     watch: AcceptLengthWatch
     store: WeightStore
@@ -69,12 +70,7 @@ def assembled(config: TrainRL, run: RunDirectory) -> Iterator[Parts]:
         yield Parts(
             learner=learner,
             fleet=fleet,
-            gate=LagGate(
-                max_lag=config.max_lag,
-                groups_per_step=config.groups_per_step,
-                num_steps=config.steps,
-                version=learner.version,
-            ),
+            intake=Intake(open_gate(config, run, learner.version), fleet, IntakeOptions.of(config)),
             contract=contract,
             watch=AcceptLengthWatch(),
             store=store,
@@ -93,6 +89,18 @@ def open_learner(config: TrainRL, run: RunDirectory) -> Learner:
     )
     learner.version = load_latest(run.checkpoints_path, learner.trained)
     return learner
+
+
+def open_gate(config: TrainRL, run: RunDirectory, version: int) -> LagGate:
+    """The gate where the run's last checkpoint stands."""
+    return LagGate(
+        max_lag=config.max_lag,
+        groups_per_step=config.groups_per_step,
+        num_steps=config.steps,
+        version=version,
+        position=saved_position(run.checkpoints_path),
+        max_replaced=config.max_replaced,
+    )
 
 
 def open_policy(config: TrainRL) -> Policy:

@@ -18,3 +18,23 @@ class Group:
     @property
     def rewards(self) -> tuple[float, ...]:
         return tuple(one.outcome.reward for one in self.rollouts)
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether rewards differ; without, no attempt has an advantage."""
+        return len(set(self.rewards)) > 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepGroups:
+    """What was played for one step."""
+
+    learned: tuple[Group, ...]
+    """In the order of the data."""
+    replaced: tuple[Group, ...] = ()
+    """Groups without variance, in whose place others were played."""
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Of all of them: what figures about rollouts are taken over, as those learned from are a choice."""
+        return [one for group in (*self.learned, *self.replaced) for one in group.rollouts]

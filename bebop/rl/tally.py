@@ -68,5 +68,5 @@ class UpdateTally:
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """How many groups had rewards that differ, and how many had nothing to teach."""
-    num_used = sum(len(set(group.rewards)) > 1 for group in groups)
+    num_used = sum(group.has_variance for group in groups)
     return {"groups/used": num_used, "groups/zero_variance": len(groups) - num_used}

@@ -42,10 +42,13 @@ class Trained:
         return {}
 
 
-def save_checkpoint(directory: Path, step: int, trained: Trained, *, writes: bool = True) -> Path:
+def save_checkpoint(
+    directory: Path, step: int, trained: Trained, *, position: int | None = None, writes: bool = True
+) -> Path:
     """Write ``directory/step-N`` after ``step`` updates and delete what it replaces.
 
-    Of processes that share a sharded model all must call and one ``writes``.
+    ``position``: where the data goes on, if the step does not say. Of processes that share a sharded model all must
+    call and one ``writes``.
     """
     target = directory / f"step-{step:08d}"
     weights = {name: whole_tensor(one).contiguous() for name, one in trained.parameters.items()}
@@ -56,7 +59,7 @@ def save_checkpoint(directory: Path, step: int, trained: Trained, *, writes: boo
     with atomic_directory(target) as part:
         save_file(weights, part / WEIGHTS)
         save_file(moments, part / OPTIMISER)
-        (part / STATE).write_text(json.dumps({"step": step}))
+        (part / STATE).write_text(json.dumps({"step": step, "position": position}))
     for older in saved_steps(directory):
         if older != target:
             shutil.rmtree(older)
@@ -75,6 +78,12 @@ def load_latest(directory: Path, trained: Trained) -> int:
         raise UserError(f"the checkpoint {found[-1]} is damaged ({error}); delete it to go on without it") from error
     restore(trained, weights, moments)
     return step
+
+
+def saved_position(directory: Path) -> int | None:
+    """Where the data goes on from the newest checkpoint; None where its step says it, or without a checkpoint."""
+    found = saved_steps(directory)
+    return json.loads((found[-1] / STATE).read_text()).get("position") if found else None
 
 
 def saved_steps(directory: Path) -> list[Path]:

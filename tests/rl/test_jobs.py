@@ -1,6 +1,6 @@
 """The data of a run are a function of its settings: nothing twice, nothing never, nothing held out."""
 
-from bebop.rl.jobs import evaluation_jobs, group_job, load_tasks
+from bebop.rl.jobs import evaluation_jobs, group_job, load_tasks, task_turns
 from bebop.tasks.base import Split
 from bebop.training.sft import TaskChoice
 
@@ -13,6 +13,16 @@ def test_every_group_is_another_problem_and_tasks_take_turns():
     assert [job.task for job in jobs[:4]] == ["math", "code", "agent", "math"]
     assert {job.split for job in jobs} == {Split.TRAIN}
     assert all(len(set(job.seeds)) == 4 for job in jobs)
+
+
+def test_shares_say_how_often_a_task_has_its_turn():
+    assert task_turns({"math": 1, "code": 1, "agent": 1}) == tuple(NAMES)
+    turns = task_turns({"math": 1, "code": 2, "agent": 3})
+    assert turns == ("agent", "code", "math", "agent", "code", "agent")
+    jobs = [group_job(number, turns, 4, seed=1) for number in range(60)]
+    assert [sum(job.task == name for job in jobs) for name in NAMES] == [10, 20, 30]
+    for name in NAMES:
+        assert [job.index for job in jobs if job.task == name] == list(range(sum(job.task == name for job in jobs)))
 
 
 def test_seeds_follow_the_run_and_the_place():

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from bebop.errors import UserError
 from bebop.models.naming import EMBEDDING
 from bebop.models.policy import Policy, load_policy
-from bebop.rl import loop
 from bebop.rl.config import TrainRL
 from bebop.rl.fleet import Interrupted
+from bebop.rl.intake import Intake
 from bebop.rl.loop import Observer, train_rl
 from bebop.rl.publication import WeightStore, memory_directory
 from bebop.rl.records import Group
@@ -82,8 +83,9 @@ def rows(config: TrainRL) -> list[tuple[int, dict[str, Any]]]:
     ]
 
 
-def test_a_synchronous_run_is_a_function_of_its_settings_however_often_it_is_interrupted(tmp_path):
-    config, again = settings(tmp_path / "a"), settings(tmp_path / "b")
+@pytest.mark.parametrize("max_replaced", [0, 6])
+def test_a_synchronous_run_is_a_function_of_its_settings_however_often_it_is_interrupted(tmp_path, max_replaced):
+    config, again = (settings(tmp_path / name, max_replaced=max_replaced) for name in "ab")
     first = weights(play(config))
     with pytest.raises(Interrupted):
         play(again, Watcher(stop_after=3))
@@ -92,6 +94,7 @@ def test_a_synchronous_run_is_a_function_of_its_settings_however_often_it_is_int
     assert equal(first, second)
     assert rows(config) == rows(again)
     assert [step for step, _ in rows(config)] == [0, 1, 2, 3, 4]
+    assert any(values["groups/replaced"] > 0 for step, values in rows(config) if step) == (max_replaced > 0)
     for name in ("transcripts.jsonl", "bins.jsonl"):
         assert (config.run / name).read_text() == (again.run / name).read_text()
     assert not any(memory_directory(one.run).exists() for one in (config, again)), "published weights are left behind"
@@ -99,15 +102,15 @@ def test_a_synchronous_run_is_a_function_of_its_settings_however_often_it_is_int
 
 
 def test_coupled_speculation_changes_neither_tokens_nor_rewards_nor_weights(tmp_path, monkeypatch):
-    seen: dict[str, list[list[Group]]] = {}
-    gather = loop.gather
+    seen: dict[Intake, list[Sequence[Group]]] = {}
+    gather = Intake.gather
 
-    def recording(parts, step, observer):
-        groups = gather(parts, step, observer)
-        seen.setdefault(str(parts.store.directory), []).append(groups)
+    def recording(intake, version, is_called_off):
+        groups = gather(intake, version, is_called_off)
+        seen.setdefault(intake, []).append(groups.learned)
         return groups
 
-    monkeypatch.setattr(loop, "gather", recording)
+    monkeypatch.setattr(Intake, "gather", recording)
     changes = {"steps": 5, "evaluation": {"every": 0}, "tasks": [{"name": "math"}, {"name": "agent"}]}
     plain = play(settings(tmp_path / "plain", **changes, mtp={"mode": "none", "rule": "coupled"}))
     drafted = play(settings(tmp_path / "drafted", **changes, mtp={"mode": "frozen", "rule": "coupled"}))
@@ -130,20 +133,20 @@ def test_coupled_speculation_changes_neither_tokens_nor_rewards_nor_weights(tmp_
 
 def test_workers_that_are_slow_or_killed_delay_the_run_and_change_no_group(tmp_path, monkeypatch):
     seen: list[Group] = []
-    gather = loop.gather
+    gather = Intake.gather
 
-    def disturbing(parts, step, observer):
-        if step == 1:
-            threading.Thread(target=hold_up, args=(parts.fleet.pids[0],), daemon=True).start()
-        if step == 2:
-            os.kill(parts.fleet.pids[1], signal.SIGKILL)
-        groups = gather(parts, step, observer)
-        seen.extend(groups)
-        restarts.append(parts.fleet.num_restarts)
+    def disturbing(intake, version, is_called_off):
+        if version == 1:
+            threading.Thread(target=hold_up, args=(intake.fleet.pids[0],), daemon=True).start()
+        if version == 2:
+            os.kill(intake.fleet.pids[1], signal.SIGKILL)
+        groups = gather(intake, version, is_called_off)
+        seen.extend(groups.learned)
+        restarts.append(intake.fleet.num_restarts)
         return groups
 
     restarts: list[int] = []
-    monkeypatch.setattr(loop, "gather", disturbing)
+    monkeypatch.setattr(Intake, "gather", disturbing)
     changes = {"async": {"max_lag": 2}, "evaluation": {"every": 0}}
     config = settings(tmp_path, steps=6, **changes, rollout=SMALL["rollout"] | {"workers": 2})
     play(config)
