@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def recommended_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32
 
 
+@cache
 def _cpu_multiplies_bfloat16() -> bool:
     if torch.cpu._is_amx_tile_supported():
         return True

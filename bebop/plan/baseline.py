@@ -36,10 +36,19 @@ def read_baseline(path: Path) -> Baseline:
         raise UserError(f"{path} has no time/step, time/generation and time/exposed_generation; give another run")
     workers = setting(run, "rollout", "workers") or 1
     step = LoggedStep(step=time.step.value, exposed=exposed.value, generation=generation.value / workers)
-    return Baseline(step=step, rows=busy_rows(run, workers), steps=setting(run, "steps"))
+    return Baseline(step=step, rows=mean_rows(run) or most_rows(run, workers), steps=setting(run, "steps"))
 
 
-def busy_rows(run: RunLog, workers: int) -> int | None:
+def mean_rows(run: RunLog) -> int | None:
+    """Rows that an engine ran, in the mean over the time it was busy; None where the run did not log them."""
+    logged = run.series("rollout/rows")
+    if logged is None:
+        return None
+    rows, seconds = float(logged.totals_T.sum()), float(logged.counts_T.sum())
+    return max(1, round(rows / seconds)) if seconds > 0 else None
+
+
+def most_rows(run: RunLog, workers: int) -> int | None:
     """An engine's rows, or fewer where the groups under way do not fill them."""
     rows = setting(run, "rollout", "rows")
     lag, groups, size = setting(run, "async", "max_lag"), setting(run, "groups_per_step"), setting(run, "group_size")

@@ -16,6 +16,7 @@ from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.rl.config import MTPConfig, RolloutConfig
 from bebop.rl.contract import held_digests
+from bebop.rl.records import Busy
 
 _RECORDED_VOCABULARY = 8192
 """Up to this vocabulary vLLM is asked for whole distributions, which entropies come from."""
@@ -61,17 +62,17 @@ def open_engine(policy: Policy, rollout: RolloutConfig, mtp: MTPConfig) -> Polic
 
 
 class TimedEngine:
-    """An engine that counts the seconds in which it had something to sample."""
+    """An engine that counts the time in which it had something to sample."""
 
     def __init__(self, engine: PolicyEngine) -> None:
         self._engine = engine
         self.max_context = engine.max_context
-        self._busy_seconds = 0.0
+        self._busy = Busy()
 
-    def take_busy_seconds(self) -> float:
-        """Seconds since the last call."""
-        seconds, self._busy_seconds = self._busy_seconds, 0.0
-        return seconds
+    def take_busy(self) -> Busy:
+        """Since the last call."""
+        busy, self._busy = self._busy, Busy()
+        return busy
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         return self._engine.generate(requests)
@@ -80,10 +81,9 @@ class TimedEngine:
         watch = _Watch(requests)
         completions = self._engine.stream(watch)
         while True:
-            watch.not_sampling = 0.0
-            started = time.perf_counter()
+            watch.start()
             completion = next(completions, None)
-            self._busy_seconds += time.perf_counter() - started - watch.not_sampling
+            self._busy += watch.stop()
             if completion is None:
                 return
             watch.num_sampled -= 1
@@ -101,25 +101,42 @@ class TimedEngine:
 
 
 class _Watch:
-    """Passes requests on, and measures the time in which the engine waits for them with nothing to sample."""
+    """Passes requests on, and measures the time in which the engine does not wait for them with nothing to sample."""
 
     def __init__(self, requests: Iterable[Request | None]) -> None:
         self._requests = iter(requests)
-        self._idle_since: float | None = None
         self.num_sampled = 0
         """Completions that the engine owes."""
-        self.not_sampling = 0.0
+        self._busy = Busy()
+        self._busy_since: float | None = None
+        """None while the engine is not sampling."""
+
+    def start(self) -> None:
+        """The engine is asked for a completion."""
+        if self.num_sampled:
+            self._busy_since = time.perf_counter()
+
+    def stop(self) -> Busy:
+        """It has answered; how busy it was."""
+        self._pause()
+        busy, self._busy = self._busy, Busy()
+        return busy
 
     def __iter__(self) -> Iterator[Request | None]:
         return self
 
     def __next__(self) -> Request | None:
-        asked = time.perf_counter() if self._idle_since is None else self._idle_since
+        self._pause()
         try:
             request = next(self._requests)
+            if request is not None:
+                self.num_sampled += request.num_completions
+            return request
         finally:
-            self.not_sampling += time.perf_counter() - asked
-        if request is not None:
-            self.num_sampled += request.num_completions
-        self._idle_since = time.perf_counter() if request is None and self.num_sampled == 0 else None
-        return request
+            self.start()
+
+    def _pause(self) -> None:
+        if self._busy_since is not None:
+            seconds = time.perf_counter() - self._busy_since
+            self._busy += Busy(seconds=seconds, row_seconds=seconds * self.num_sampled)
+            self._busy_since = None

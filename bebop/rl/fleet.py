@@ -11,6 +11,7 @@ from bebop.errors import UserError
 from bebop.rl.jobs import Job
 from bebop.rl.messages import Failed, Finished, Load, Loaded, Message, Play, Weights
 from bebop.rl.placement import Inbox, Worker
+from bebop.rl.records import Busy
 from bebop.tasks.base import Task
 from bebop.tasks.episodes import EpisodePlan, Rollout
 
@@ -82,7 +83,7 @@ class Fleet:
         self._open: dict[str, OpenJob] = {}
         self._seats: list[Seat] = []
         self._weights: Weights | None = None
-        self._generation_seconds = 0.0
+        self._generation = Busy()
         self.num_restarts = 0
 
     def start(self, weights: Weights | None) -> None:
@@ -126,10 +127,10 @@ class Fleet:
             seat.worker.send(Load(weights=weights))
         self._wait(lambda: all(seat.version >= weights.version for seat in self._seats))
 
-    def take_generation_seconds(self) -> float:
-        """Seconds that engines were busy, over all workers, as reported since the last call."""
-        seconds, self._generation_seconds = self._generation_seconds, 0.0
-        return seconds
+    def take_generation(self) -> Busy:
+        """Over all workers, as reported since the last call."""
+        busy, self._generation = self._generation, Busy()
+        return busy
 
     @property
     def _version(self) -> int:
@@ -176,7 +177,7 @@ class Fleet:
                 raise AssertionError(f"a worker does not say {message!r}")
 
     def _take_episode(self, seat: Seat, message: Finished) -> None:
-        self._generation_seconds += message.generation_seconds
+        self._generation += message.generation
         seat.num_restarts = 0
         job, entry = seat.jobs[message.job], self._open[message.job]
         entry.rollouts[message.attempt] = message.rollout(entry.plans[message.attempt])

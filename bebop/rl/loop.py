@@ -21,7 +21,7 @@ from bebop.rl.journal import Journal
 from bebop.rl.learner import UpdateReport
 from bebop.rl.metrics_of import Metrics, draft_metrics, drafts_of, reward_metrics, token_metrics
 from bebop.rl.parts import Parts, assembled
-from bebop.rl.records import StepGroups
+from bebop.rl.records import Busy, StepGroups
 from bebop.rl.transcripts import bins_row, chosen_rollouts, transcript_row
 from bebop.runs import RunDirectory
 from bebop.training.checkpoint import save_checkpoint
@@ -67,7 +67,7 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
         with clock.part("publication"):
             publish(parts)
         parts.watch.observe(step, drafts_of(groups.rollouts))
-        metrics = step_metrics(groups, report, clock.lap(), parts.fleet.take_generation_seconds())
+        metrics = step_metrics(groups, report, clock.lap(), parts.fleet.take_generation())
         if is_due(learner.version, config.evaluation.every, config.steps):
             with clock.paused():
                 metrics |= evaluate(config, parts)
@@ -95,11 +95,11 @@ def evaluate(config: TrainRL, parts: Parts) -> Metrics:
     jobs = evaluation_jobs(parts.learner.version, names, config.evaluation.problems, config.seed)
     parts.fleet.issue(jobs)
     played = parts.fleet.gather([job.id for job in jobs])
-    parts.fleet.take_generation_seconds()
+    parts.fleet.take_generation()
     return reward_metrics([one for rollouts in played for one in rollouts], "heldout_reward")
 
 
-def step_metrics(groups: StepGroups, report: UpdateReport, seconds: dict[str, float], generation: float) -> Metrics:
+def step_metrics(groups: StepGroups, report: UpdateReport, seconds: dict[str, float], generation: Busy) -> Metrics:
     rollouts = groups.rollouts
     tokens = token_metrics(rollouts)
     num_tokens = sum(one.num_model_tokens for one in rollouts)
@@ -110,7 +110,8 @@ def step_metrics(groups: StepGroups, report: UpdateReport, seconds: dict[str, fl
         **report.metrics,
         "groups/replaced": len(groups.replaced),
         **{f"time/{name}": value for name, value in seconds.items()},
-        "time/generation": generation,
+        "time/generation": generation.seconds,
+        "rollout/rows": Mean(generation.row_seconds, generation.seconds),
         "time/scoring": sum(one.scoring_seconds for one in rollouts),
         "generation_share": seconds["exposed_generation"] / seconds["step"],
         "tokens_per_second": num_tokens / seconds["step"],

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from bebop.engines.base import Completion
 from bebop.rl.config import MTPConfig, RolloutConfig
 from bebop.rl.jobs import Job
+from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome
 from bebop.tasks.episodes import EpisodePlan, Rollout, RolloutTurn
 from bebop.training.sft import TaskChoice
@@ -93,8 +94,8 @@ class Finished:
     turns: tuple[PlayedTurn, ...]
     outcome: Outcome
     scoring_seconds: float
-    generation_seconds: float
-    """Time the engine was busy since the last episode that the worker reported."""
+    generation: Busy
+    """Of the engine, since the last episode that the worker reported."""
 
     def rollout(self, plan: EpisodePlan) -> Rollout:
         turns = (RolloutTurn(given_tokens=one.given_tokens, completion=one.completion) for one in self.turns)

@@ -8,6 +8,18 @@ from bebop.tasks.episodes import Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Busy:
+    """Time in which engines had something to sample."""
+
+    seconds: float = 0.0
+    row_seconds: float = 0.0
+    """The integral of the completions that were under way, of which an engine runs as many as it has rows."""
+
+    def __add__(self, other: Busy) -> Busy:
+        return Busy(seconds=self.seconds + other.seconds, row_seconds=self.row_seconds + other.row_seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
     """Finished attempts at one problem, which are compared with one another alone."""
 

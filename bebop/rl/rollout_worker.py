@@ -16,6 +16,7 @@ from bebop.models.policy import Policy, load_policy
 from bebop.rl.engines import TimedEngine, open_engine
 from bebop.rl.jobs import Job, load_tasks
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
+from bebop.rl.records import Busy
 from bebop.tasks.chat import check_chat_format
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
 
@@ -67,7 +68,7 @@ class RolloutWorker:
         assert self._policy.tokenizer is not None
         for rollout in run_episodes(self._engine, self._policy.tokenizer, plans(), self._settings, self._scoring):
             job_id, attempt = places.pop((rollout.plan.problem.id, rollout.plan.seed))
-            yield finished(job_id, attempt, rollout, self._engine.take_busy_seconds())
+            yield finished(job_id, attempt, rollout, self._engine.take_busy())
             # The engine's lock is taken again at once by whoever released it; a thread with new weights comes first.
             self._no_load_waits.wait()
 
@@ -85,7 +86,7 @@ def open_policy(start: Start) -> Policy:
     return policy
 
 
-def finished(job_id: str, attempt: int, rollout: Rollout, generation_seconds: float) -> Finished:
+def finished(job_id: str, attempt: int, rollout: Rollout, generation: Busy) -> Finished:
     turns = (PlayedTurn(given_tokens=one.given_tokens, completion=one.completion) for one in rollout.turns)
     return Finished(
         job=job_id,
@@ -93,5 +94,5 @@ def finished(job_id: str, attempt: int, rollout: Rollout, generation_seconds: fl
         turns=tuple(turns),
         outcome=rollout.outcome,
         scoring_seconds=rollout.scoring_seconds,
-        generation_seconds=generation_seconds,
+        generation=generation,
     )

@@ -2,8 +2,8 @@
 
 Source: K. Jordan, "Muon: an optimizer for hidden layers" (2024); the update's scale, 0.2 sqrt(max(rows, columns)), is
 that of arXiv 2502.16982, so that AdamW's learning rates fit. PyTorch's own Muon orthogonalises in bfloat16, which a
-CPU without bfloat16 matrix instructions emulates a hundred times slower than float32; this one keeps the parameters'
-format.
+CPU without bfloat16 matrix instructions emulates a hundred times slower than float32; this one does so where the device
+multiplies it, and in float32 elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+
+from bebop.models.devices import recommended_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
@@ -57,12 +59,16 @@ def adam_change(gradient: Tensor, state: dict[str, Tensor], group: dict) -> Tens
     return corrected[0] / (corrected[1].sqrt() + group["eps"])
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values pushed towards 1 (between about 0.7 and 1.2), by Newton-Schulz iteration."""
+def orthogonalised(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The matrix with its singular values pushed towards 1 (between about 0.7 and 1.2), by Newton-Schulz iteration.
+
+    ``dtype``: of the products; None takes what the device multiplies fastest. The result has the matrix's own.
+    """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if is_tall else matrix) / (matrix.norm() + 1e-7)
+    x = x.to(dtype or recommended_dtype(matrix.device))
     for _ in range(NUM_ITERATIONS):
         square = x @ x.T
-        x = a * x + (b * square + c * (square @ square)) @ x
-    return x.T if is_tall else x
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.T if is_tall else x).to(matrix.dtype)

@@ -9,6 +9,7 @@ from bebop.errors import UserError
 from bebop.rl.fleet import Fleet, FleetOptions, Interrupted, Launch
 from bebop.rl.jobs import Job, group_job, load_tasks
 from bebop.rl.messages import Failed, Finished, Load, Loaded, Message, Play, Weights
+from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome
 from bebop.training.sft import TaskChoice
 
@@ -52,7 +53,12 @@ class ScriptedWorker:
             outcome = Outcome(reward=float(attempt), reason="solved")
             self.says(
                 Finished(
-                    job=job.id, attempt=attempt, turns=(), outcome=outcome, scoring_seconds=0, generation_seconds=0.5
+                    job=job.id,
+                    attempt=attempt,
+                    turns=(),
+                    outcome=outcome,
+                    scoring_seconds=0,
+                    generation=Busy(seconds=0.5, row_seconds=1.0),
                 )
             )
 
@@ -90,7 +96,7 @@ def test_jobs_go_to_who_has_least_to_do_and_come_back_in_order():
     rollouts = place.fleet.gather(["group/0", "group/1"])
     assert [[one.outcome.reward for one in group] for group in rollouts] == [[0, 1, 2], [0, 1, 2]]
     assert [one.plan.seed for one in rollouts[1]] == list(job(1).seeds)
-    assert place.fleet.take_generation_seconds() == 3.0
+    assert place.fleet.take_generation() == Busy(seconds=3.0, row_seconds=6.0)
     place.fleet.issue([job(3)])
     assert [one.number for one in second.jobs] == [1, 3]
 

@@ -8,6 +8,7 @@ from bebop.engines.base import Completion, DraftStats, StopReason, TokenSource
 from bebop.rl.config import MTPConfig, RolloutConfig
 from bebop.rl.jobs import evaluation_jobs, group_job, load_tasks
 from bebop.rl.messages import Channel, Finished, Load, Play, PlayedTurn, Start, Weights, decode, encode
+from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome, Split
 from bebop.tasks.episodes import EpisodePlan
 from bebop.training.sft import TaskChoice
@@ -32,7 +33,7 @@ FINISHED = Finished(
     turns=(PlayedTurn(given_tokens=(1, 2), completion=COMPLETION),),
     outcome=Outcome(reward=1.0, reason="solved"),
     scoring_seconds=0.5,
-    generation_seconds=0.25,
+    generation=Busy(seconds=0.25, row_seconds=2.0),
 )
 START = Start(
     policy="tiny",

@@ -9,14 +9,24 @@ from bebop.training.muon import Muon, orthogonalised
 from bebop.training.optimiser import OptimiserConfig, open_optimiser
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8)])
-def test_singular_values_are_pushed_towards_one(shape):
+def test_singular_values_are_pushed_towards_one(shape, dtype):
     torch.manual_seed(0)
     matrix = torch.randn(shape) @ torch.diag(torch.logspace(-1, 1, shape[1]))
-    values = torch.linalg.svdvals(orthogonalised(matrix))
+    result = orthogonalised(matrix, dtype)
+    values = torch.linalg.svdvals(result)
+    assert result.dtype == torch.float32
     assert values.min() > 0.3 and values.max() < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    assert (orthogonalised(matrix) * (left @ right)).sum() / min(shape) > 0.8
+    assert (result * (left @ right)).sum() / min(shape) > 0.8
+
+
+def test_bfloat16_products_change_little():
+    torch.manual_seed(0)
+    matrix = torch.randn(64, 192)
+    exact, rounded = (orthogonalised(matrix, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert (exact - rounded).norm() < 0.03 * exact.norm()
 
 
 def test_what_is_no_matrix_moves_as_with_adamw():
