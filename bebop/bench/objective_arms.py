@@ -32,6 +32,8 @@ from bebop.training.teacher_forced import Questions
 
 ArmKind = Literal["start", "tuning", "from_start", "fresh", "fresh_without_warm_up"]
 PLAYED_RULES = ("rejection", "target_only")
+START_BY_THEMSELVES = ("ce", "kl")
+"""Objectives that have a gradient where nothing overlaps yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +104,7 @@ def read_result(path: Path) -> ArmResult:
 def begin(lab: Lab, arm: Arm) -> None:
     """Set the head to where the arm starts: fresh, or the seed's common start, which is trained first if need be."""
     lab.head.float()
-    if arm.kind not in ("tuning", "from_start"):
+    if not has_common_start(lab, arm):
         initialise_head(lab.head, lab.policy.backbone, seed=arm.seed)
         return
     path = lab.run.path / "starts" / f"seed{arm.seed}.safetensors"
@@ -123,7 +125,7 @@ def train(lab: Lab, arm: Arm) -> list[float]:
     run = RunDirectory.create_or_resume(config.run, config, [arm.name], seed=arm.seed)
     source = epochs(lab.train, bench.per_step, arm.seed)
     # What follows the common start goes on in its data.
-    offset = bench.start_steps if arm.kind in ("tuning", "from_start") else 0
+    offset = bench.start_steps if has_common_start(lab, arm) else 0
     moments = [time.process_time()]
     written = WrittenTokens.of(one.transcript for one in lab.train)
     data = TrainingData(samples=lambda step: source(step + offset), hiddens=lab.hiddens, written=written)
@@ -131,10 +133,21 @@ def train(lab: Lab, arm: Arm) -> list[float]:
     return [after - before for before, after in pairwise(moments)]
 
 
+def has_common_start(lab: Lab, arm: Arm) -> bool:
+    """Whether the arm goes on from the head that `kl` made; otherwise it begins with a fresh one."""
+    return arm.kind in ("tuning", "from_start") and not lab.bench.from_fresh
+
+
+def is_warmed_up(lab: Lab, arm: Arm) -> bool:
+    if arm.kind in ("tuning", "from_start"):
+        return lab.bench.from_fresh and arm.objective not in START_BY_THEMSELVES
+    return arm.kind == "fresh"
+
+
 def settings_of(lab: Lab, arm: Arm) -> TrainMTP:
     bench, directory = lab.bench, lab.run.path / "arms" / arm.name
-    is_fresh = arm.kind in ("fresh", "fresh_without_warm_up")
-    num_steps = {"start": bench.start_steps}.get(arm.kind, bench.steps + bench.start_steps * is_fresh)
+    num_after = bench.steps if has_common_start(lab, arm) else bench.start_steps + bench.steps
+    num_steps = bench.start_steps if arm.kind == "start" else num_after
     return TrainMTP.model_validate(
         {
             "policy": bench.policy,
@@ -150,7 +163,7 @@ def settings_of(lab: Lab, arm: Arm) -> TrainMTP:
             "unroll": bench.unroll,
             "loss": {
                 "objective": arm.objective,
-                "warm_up": bench.warm_up if arm.kind == "fresh" else None,
+                "warm_up": bench.warm_up if is_warmed_up(lab, arm) else None,
                 "drawn_tokens": bench.drawn_tokens,
             },
             "optimiser": {"lr": arm.lr, "warmup_steps": bench.warmup_steps},

@@ -59,6 +59,9 @@ class ObjectiveBench(ConfigModel):
     start_lr: float = Field(default=2e-3, gt=0)
     steps: int = Field(default=100, ge=1)
     """Steps of every arm after the start."""
+    from_fresh: bool = False
+    """There is no common start but the seed's fresh head, from which every objective trains all the steps, those of
+    the start included: ce and kl by themselves, the others, which a fresh head gives no gradient, after the warm-up."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps in which the learning rate rises."""
     per_step: int = Field(default=16, ge=1)

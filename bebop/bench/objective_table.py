@@ -76,7 +76,7 @@ def page(bench: ObjectiveBench, results: Sequence[ArmResult], run: RunDirectory)
     yield f"`{first.command}`, revision {first.revision}, {first.hardware}."
     yield ""
     yield (
-        f"{bench.start_steps} steps of kl from a fresh head, then {bench.steps} of each objective, {bench.per_step} "
+        f"{told_steps(bench)}, {bench.per_step} "
         f"rollouts a step, {bench.unroll.depths} depths, layout {bench.unroll.layout}; temperature "
         f"{bench.temperature:g}, K = {bench.unroll.deployed}, seeds {', '.join(map(str, bench.arms.seeds))}. "
         f"Acceptance rate = accepted / drafted tokens, expected along {bench.num_heldout} held-out rollouts. Mean over "
@@ -89,6 +89,13 @@ def page(bench: ObjectiveBench, results: Sequence[ArmResult], run: RunDirectory)
     yield from fresh_table(bench, results)
     yield from tuning_table(bench, results)
     yield from played_table(bench, results)
+
+
+def told_steps(bench: ObjectiveBench) -> str:
+    if bench.from_fresh:
+        total = bench.start_steps + bench.steps
+        return f"{total} steps of each objective from a fresh head, overlap losses after the warm-up"
+    return f"{bench.start_steps} steps of kl from a fresh head, then {bench.steps} of each objective"
 
 
 def main_table(bench: ObjectiveBench, results: Sequence[ArmResult]) -> Iterator[str]:

@@ -13,6 +13,8 @@
    every rule (spec, section 4), and, if asked for, played by the engine.
 5. For comparison, the same number of steps in all from a fresh head, with the warm-up that `bebop train-mtp` has.
 
+With ``from_fresh`` steps 3 and 4 compare whole trainings instead, all from the seed's fresh head.
+
 Every arm is kept under ``out``: interrupted, or with more objectives or seeds, the same command goes on.
 ``results.json`` and ``results.md`` are written anew after every arm.
 """

@@ -13,6 +13,8 @@ from bebop.errors import UserError
 from bebop.metrics import Mean
 from bebop.models.policy import new_policy, save_policy
 from bebop.models.tiny import base_config, tiny_path
+from bebop.runs import RunDirectory
+from bebop.training.mtp_config import TrainMTP
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,20 @@ def test_arms_of_a_seed_start_alike_and_the_engine_plays_what_was_trained(policy
     figures = read_result(out / "arms" / "from_start-kl-lr0.002-seed1" / "result.json").figures
     assert figures["math"]["rejection/acceptance_rate"].count > 0
     assert "## Played by the engine" in (out / "results.md").read_text()
+
+
+def test_whole_trainings_from_a_fresh_head_have_all_the_steps_and_a_warm_up_where_one_is_needed(policy_path, tmp_path):
+    out = tmp_path / "out"
+    arms = "arms={objectives: [ce, e2e_tv], lrs: [0.002], seeds: [1], fresh: []}"
+    main(words(policy_path, out, arms, "from_fresh=true"))
+    assert not (out / "starts").exists()
+    trained = {
+        name: RunDirectory.open(out / "arms" / f"from_start-{name}-lr0.002-seed1").config(TrainMTP)
+        for name in ("ce", "e2e_tv")
+    }
+    assert [one.steps for one in trained.values()] == [4, 4]
+    assert [one.loss.warm_up is None for one in trained.values()] == [True, False]
+    assert "4 steps of each objective from a fresh head" in (out / "results.md").read_text()
 
 
 def test_a_kept_rollout_file_takes_the_place_of_the_collection(policy_path, tmp_path):
