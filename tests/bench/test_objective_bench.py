@@ -99,8 +99,8 @@ def test_whole_trainings_from_a_fresh_head_have_all_the_steps_and_a_warm_up_wher
         name: RunDirectory.open(out / "arms" / f"from_start-{name}-lr0.002-seed1").config(TrainMTP)
         for name in ("ce", "e2e_tv")
     }
-    assert [one.steps for one in trained.values()] == [4, 4]
-    assert [one.loss.warm_up is None for one in trained.values()] == [True, False]
+    assert [one.steps for one in trained] == [4, 4]
+    assert [one.loss.warm_up is None for one in trained] == [True, False]
     assert "4 steps of each objective from a fresh head" in (out / "results.md").read_text()
 
 
