@@ -122,7 +122,7 @@ def step_metrics(groups: StepGroups, report: UpdateReport, seconds: dict[str, fl
 def write_rows(config: TrainRL, parts: Parts, journal: Journal, groups: StepGroups) -> None:
     step = parts.learner.version
     chosen = chosen_rollouts(groups.learned, config.transcripts_per_step, step)
-    journal.write_rows([transcript_row(step, one, parts.tokenizer) for one in chosen], bins_row(step, groups.learned))
+    journal.write_rows([transcript_row(step, one, parts.tokenizer) for one in chosen], bins_row(step, groups.rollouts))
 
 
 def save(parts: Parts, run: RunDirectory) -> None:

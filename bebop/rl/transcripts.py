@@ -54,14 +54,13 @@ def token_rows(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> li
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def bins_row(step: int, groups: Sequence[Group]) -> dict[str, Any]:
+def bins_row(step: int, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Positions at which a draft was judged, binned by the entropy of the target's distribution there."""
     num_bins = len(ENTROPY_EDGES) - 1
     columns = {name: [0.0] * num_bins for name in ("count", "entropy_sum", "overlap_sum", "accepted", "drafted")}
-    for group in groups:
-        for rollout in group.rollouts:
-            for turn in rollout.turns:
-                add_to_bins(columns, turn.completion)
+    for rollout in rollouts:
+        for turn in rollout.turns:
+            add_to_bins(columns, turn.completion)
     return {"step": step, "edges": [*ENTROPY_EDGES[:-1], "inf"], **columns}
 
 
