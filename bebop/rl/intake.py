@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bebop.rl.config import TrainRL
-from bebop.rl.fleet import Fleet, never
+from bebop.rl.fleet import Fleet, Interrupted, never
 from bebop.rl.gate import LagGate
 from bebop.rl.jobs import group_id, group_job, task_turns
 from bebop.rl.records import Group, StepGroups
@@ -59,6 +59,8 @@ class Intake:
 
     def gather(self, version: int, is_called_off: Callable[[], bool] = never) -> StepGroups:
         """Wait for the groups of the step after ``version`` updates. ``Interrupted`` when called off."""
+        if is_called_off():  # a learner that never has to wait can be called off, too
+            raise Interrupted
         while (numbers := self._gate.take()) is None:
             unsettled = self._gate.unsettled
             waited_for = unsettled if self._options.in_waves else unsettled[:1]
