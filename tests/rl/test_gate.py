@@ -69,6 +69,7 @@ def play(max_lag: int, groups_per_step: int, seed: int, max_replaced: int = 0) -
         settle()
         start(step)
         while (groups := gate.take()) is None:
+            assert gate.unsettled, "nothing is under way, and the step has too few groups"
             workers.sample(step)
             settle()
             start(step)
@@ -97,7 +98,7 @@ def test_lag_never_exceeds_its_bound_and_reaches_it(max_lag, groups_per_step, ma
 
 def test_groups_that_teach_nothing_are_replaced_as_often_as_allowed():
     assert play(1, 4, seed=0).replaced == []
-    assert len(play(1, 4, seed=0, max_replaced=1).replaced) <= NUM_STEPS + 1
+    assert NUM_STEPS / 2 < len(play(1, 4, seed=0, max_replaced=1).replaced) <= NUM_STEPS + 1
     everything = play(1, 4, seed=0, max_replaced=100)
     assert everything.learned == [group for group in everything.started if group % 3]
 
