@@ -33,8 +33,8 @@ class WarmUp:
 
     terms: tuple[LossTerm, ...] = (LossTerm(objective="kl"),)
     until_overlap: float = 0.95
-    """Mean overlap over all counted (chain, depth) rows from which the main objective takes over, for good. Handing
-    over early costs more than handing over late: the overlap's gradient is small where the overlap is."""
+    """Mean overlap over all counted (chain, depth) rows of the last steps from which the main objective takes over, for
+    good. Handing over early costs more than handing over late: the overlap's gradient is small where the overlap is."""
     until_share: float = 0.7
     """Share of the training's steps after which it takes over in any case."""
 
@@ -46,7 +46,7 @@ class WarmUp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curriculum:
-    """The whole loss of a training run. Its one piece of state, "warm or not", belongs to the trainer's checkpoint."""
+    """The whole loss of a training run. Its state, warm or not and the overlap, belongs to the trainer's checkpoint."""
 
     terms: tuple[LossTerm, ...] = (LossTerm(),)
     warm_up: WarmUp | None = WarmUp()

@@ -238,7 +238,7 @@ def test_a_run_stopped_anywhere_continues_bit_for_bit(tmp_path):
 
 
 def test_the_warm_up_ends_for_good(tmp_path):
-    config = settings(tmp_path, "loss.warm_up.until_overlap=0.0001")
+    config = settings(tmp_path, "loss.warm_up.until_overlap=0.00001")
     policy = small_policy()
     reports = []
     train_mtp(
@@ -250,6 +250,12 @@ def test_the_warm_up_ends_for_good(tmp_path):
     )
     assert [one.is_warm for one in reports] == [False] + [True] * 5
     assert all(one.loss.value <= 1 for one in reports[1:])
+
+
+def test_one_lucky_batch_does_not_end_the_warm_up(tmp_path):
+    state = MTPState(small_policy(), settings(tmp_path))
+    seen = [state.running_overlap(overlap) for overlap in [0.9] * 100 + [1.0] + [0.96] * 100]
+    assert max(seen[:101]) < 0.95 < seen[-1]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
