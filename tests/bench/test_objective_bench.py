@@ -95,10 +95,8 @@ def test_whole_trainings_from_a_fresh_head_have_all_the_steps_and_a_warm_up_wher
     arms = "arms={objectives: [ce, e2e_tv], lrs: [0.002], seeds: [1], fresh: []}"
     main(words(policy_path, out, arms, "from_fresh=true"))
     assert not (out / "starts").exists()
-    trained = {
-        name: RunDirectory.open(out / "arms" / f"from_start-{name}-lr0.002-seed1").config(TrainMTP)
-        for name in ("ce", "e2e_tv")
-    }
+    directories = [out / "arms" / f"from_start-{name}-lr0.002-seed1" for name in ("ce", "e2e_tv")]
+    trained = [RunDirectory.open(one).config(TrainMTP) for one in directories]
     assert [one.steps for one in trained] == [4, 4]
     assert [one.loss.warm_up is None for one in trained] == [True, False]
     assert "4 steps of each objective from a fresh head" in (out / "results.md").read_text()

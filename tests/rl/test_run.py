@@ -76,7 +76,7 @@ def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
 
 def rows(config: TrainRL) -> list[tuple[int, dict[str, Any]]]:
     """What the run wrote, without what a clock said."""
-    timed = ("time/", "tokens_per_second", "generation_share")
+    timed = ("time/", "tokens_per_second", "generation_share", "rollout/rows")
     return [
         (row.step, {name: value for name, value in row.values.items() if not name.startswith(timed)})
         for row in RunDirectory.open(config.run).metrics()
