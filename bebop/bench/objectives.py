@@ -13,7 +13,7 @@
    every rule (spec, section 4), and, if asked for, played by the engine.
 5. For comparison, the same number of steps in all from a fresh head, with the warm-up that `bebop train-mtp` has.
 
-With ``from_fresh`` steps 3 and 4 compare whole trainings instead, all from the seed's fresh head.
+With ``from_fresh`` steps 3 and 4 compare whole trainings instead, all from the seed's fresh head, and 5 falls away.
 
 Every arm is kept under ``out``: interrupted, or with more objectives or seeds, the same command goes on.
 ``results.json`` and ``results.md`` are written anew after every arm.
@@ -62,7 +62,7 @@ def measured(lab: Lab) -> Iterator[ArmResult]:
     for seed in arms.seeds:
         for objective in arms.objectives:
             yield run_arm(lab, Arm(kind="from_start", objective=objective, lr=rates[objective], seed=seed))
-        for objective in arms.fresh:
+        for objective in () if lab.bench.from_fresh else arms.fresh:
             for kind in ("fresh", "fresh_without_warm_up") if arms.without_warm_up else ("fresh",):
                 yield run_arm(lab, Arm(kind=kind, objective=objective, lr=rates[objective], seed=seed))
 

@@ -42,10 +42,7 @@ def read_baseline(path: Path) -> Baseline:
 def mean_rows(run: RunLog) -> int | None:
     """Rows that an engine ran, in the mean over the time it was busy; None where the run did not log them."""
     logged = run.series("rollout/rows")
-    if logged is None:
-        return None
-    rows, seconds = float(logged.totals_T.sum()), float(logged.counts_T.sum())
-    return max(1, round(rows / seconds)) if seconds > 0 else None
+    return None if logged is None else max(1, round(logged.pooled))
 
 
 def most_rows(run: RunLog, workers: int) -> int | None:

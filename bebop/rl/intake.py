@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bebop.rl.config import TrainRL
-from bebop.rl.fleet import Fleet, Interrupted, never
+from bebop.rl.fleet import Fleet, never
 from bebop.rl.gate import LagGate
 from bebop.rl.jobs import group_id, group_job, task_turns
 from bebop.rl.records import Group, StepGroups
@@ -53,20 +53,22 @@ class Intake:
         """Start what the gate lets through at the learner's version, what replaces finished groups included."""
         if not self._options.in_waves:
             self._settle_finished()
+        self._start(version)
+
+    def _start(self, version: int) -> None:
         admitted = self._gate.admit(version)
         options = self._options
         self.fleet.issue(group_job(one, options.turns, options.group_size, options.seed) for one in admitted)
 
     def gather(self, version: int, is_called_off: Callable[[], bool] = never) -> StepGroups:
         """Wait for the groups of the step after ``version`` updates. ``Interrupted`` when called off."""
-        if is_called_off():  # a learner that never has to wait can be called off, too
-            raise Interrupted
+        self.fleet.wait((), is_called_off)
         while (numbers := self._gate.take()) is None:
             unsettled = self._gate.unsettled
             waited_for = unsettled if self._options.in_waves else unsettled[:1]
             self.fleet.wait([group_id(one) for one in waited_for], is_called_off)
             self._settle_finished()
-            self.issue(version)
+            self._start(version)
         replaced, self._replaced = tuple(self._replaced), []
         return StepGroups(learned=tuple(self._kept.pop(one) for one in numbers), replaced=replaced)
 

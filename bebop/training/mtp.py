@@ -160,10 +160,7 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
     norm = update(state.optimiser, lr, config.optimiser.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(diverged("gradient", step, samples))
-    overlap = state.running_overlap(sum(seen.overlaps, Mean()).value)
-    if not is_warm and curriculum.becomes_warm(overlap, (step + 1) / config.steps):
-        state.end_warm_up()
-    return MTPReport(
+    report = MTPReport(
         step=step + 1,
         loss=seen.loss,
         overlaps=seen.overlaps,
@@ -174,6 +171,10 @@ def train_step(config: TrainMTP, policy: Policy, data: TrainingData, state: MTPS
         num_tokens=sum(one.num_tokens for one in samples),
         seconds=time.perf_counter() - started,
     )
+    overlap = state.running_overlap(report.mean_overlap)
+    if not is_warm and curriculum.becomes_warm(overlap, (step + 1) / config.steps):
+        state.end_warm_up()
+    return report
 
 
 def accumulate(

@@ -99,6 +99,17 @@ def test_rows_that_the_groups_do_not_fill(tmp_path: Path) -> None:
     assert baseline.step.generation == pytest.approx(BASELINE.generation_seconds / 2, rel=0.03)
 
 
+def test_rows_that_the_run_logged_come_before_its_setting(tmp_path: Path) -> None:
+    path = write_rl_run(tmp_path, BASELINE)
+    (path / "config.yaml").write_text((path / "config.yaml").read_text() + "rollout: {rows: 64}\n")
+    metrics = path / "metrics.jsonl"
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in logged:
+        row["rollout/rows"] = {"total": 20.0 * row["step"], "count": float(row["step"])}
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in logged))
+    assert read_baseline(path).rows == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -1,6 +1,6 @@
 """Groups come to the learner in the order of the data, without those that teach nothing; a run can be called off."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +20,9 @@ class PlayedAtOnce:
     def issue(self, jobs: Sequence[Job]) -> None:
         self.issued.append([job.number for job in jobs])
 
-    def wait(self, ids: Sequence[str], is_called_off) -> None: ...
+    def wait(self, ids: Sequence[str], is_called_off: Callable[[], bool]) -> None:
+        if is_called_off():
+            raise Interrupted
 
     def is_done(self, id: str) -> bool:
         return True

@@ -238,7 +238,7 @@ def test_a_run_stopped_anywhere_continues_bit_for_bit(tmp_path):
 
 
 def test_the_warm_up_ends_for_good(tmp_path):
-    config = settings(tmp_path, "loss.warm_up.until_overlap=0.00001")
+    config = settings(tmp_path, "loss.warm_up.until_overlap=0.0001")
     policy = small_policy()
     reports = []
     train_mtp(

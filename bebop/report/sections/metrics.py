@@ -42,6 +42,8 @@ MEANINGS = (
     (r"grpo/outside_support", "share of tokens that the learner's truncated law cannot emit"),
     (r"groups/used", "groups that the update learned from"),
     (r"groups/zero_variance", "groups left out, all of whose rewards were equal"),
+    (r"groups/replaced", "groups without variance in whose place others were played"),
+    (r"rollout/rows", "episodes an engine ran at once, mean over its busy time"),
     (r"time/step", "seconds of a step"),
     (r"time/generation", "busy seconds of the workers' engines"),
     (r"time/exposed_generation", "seconds the learner waited for rollouts"),

@@ -44,7 +44,7 @@ def step_times(comparison: Comparison) -> Section | Missing:
         notes=(
             "Upper bar: the learner's step, part by part; generation is exposed where the learner waits for it. Lower "
             "bar: busy time of the workers, which may run beside the learner. The first step is left out.",
-            "Ratios pair the steps of both runs, which see the same problems.",
+            "Ratios pair the steps of both runs, which see problems in the same order.",
         ),
     )
 
