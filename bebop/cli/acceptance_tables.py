@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from bebop.training.acceptance_report import TaskResult
-from bebop.training.bootstrap import Figure
+from bebop.training.bootstrap import Difference, Figure
 
 
 def acceptance_table(results: Sequence[TaskResult], rules: Sequence[str]) -> Table:
@@ -42,6 +42,19 @@ def laws_table(results: Sequence[TaskResult]) -> Table:
     return grid
 
 
+def heads_table(results: Sequence[TaskResult], rules: Sequence[str]) -> Table:
+    """The accept lengths that other heads promise along the same rollouts; the difference is the evaluated head's
+    less theirs, and above 0 where that is better."""
+    grid = Table("task", "rule", "against", "its expected accept length", "difference to it")
+    for one in results:
+        for name, other in one.others.items():
+            for rule in rules:
+                figure = f"{rule}/estimated_round_length"
+                difference = spelled(other.differences[figure], "{:+.3f}")
+                grid.add_row(one.task, rule, name, f"{other.figures[figure].value:.2f}", difference)
+    return grid
+
+
 def calibration_table(results: Sequence[TaskResult]) -> Table:
     """One draft temperature per depth: found on every other episode, judged on the others, as the plain draft is."""
     grid = Table("task", "draft temperature by depth", "expected accept length, calibrated", "plain, same episodes")
@@ -56,5 +69,5 @@ def by_depth(result: TaskResult, prefix: str, form: str) -> str:
     return " ".join(form.format(one.value) for name, one in result.figures.items() if name.startswith(prefix))
 
 
-def spelled(figure: Figure, form: str) -> str:
+def spelled(figure: Figure | Difference, form: str) -> str:
     return f"{form.format(figure.value)} ({form.format(figure.low)} to {form.format(figure.high)})"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bebop.cli.acceptance_tables import acceptance_table, calibration_table, laws_table
+from bebop.cli.acceptance_tables import acceptance_table, calibration_table, heads_table, laws_table
 from bebop.cli.counting import ticker
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
@@ -21,7 +21,7 @@ from bebop.models.policy import Policy, load_policy, recommended_dtype
 from bebop.tasks.base import Split
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
-from bebop.training.acceptance_report import TaskResult, evaluate_task
+from bebop.training.acceptance_report import TaskResult, check_same_target, evaluate_task
 from bebop.training.calibration import TEMPERATURES
 from bebop.training.mtp_eval import EvalSettings
 from bebop.training.teacher_forced import FATES, Questions
@@ -35,6 +35,9 @@ def command(
     k: Annotated[int, typer.Option("--k", min=1, max=16, help="Draft tokens a round.")] = 3,
     problems: Annotated[int, typer.Option(min=2, help="Problems of each task.")] = 100,
     split: Annotated[Split, typer.Option(help="Which problems.")] = Split.HELDOUT,
+    against: Annotated[
+        list[str] | None, typer.Option(help="The same policy with another head, to compare with; may be repeated.")
+    ] = None,
     calibrate: Annotated[bool, typer.Option(help="Also find the best draft temperature of each depth.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
     max_turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a turn is cut off.")] = 256,
@@ -43,6 +46,8 @@ def command(
 ) -> None:
     """Measure acceptance, played and estimated, with 95% bootstrap intervals over episodes.
 
+    Heads given with --against are judged along the same rollouts, which tells small differences from chance.
+
     Example: bebop eval-mtp tiny --tasks math,agent --rules rejection,target_only --problems 200
     """
     names = chosen_rules(rules)
@@ -50,14 +55,14 @@ def command(
     questions = Questions(sampling=sampling, rules=names, draft_temperatures=TEMPERATURES if calibrate else ())
     settings = EvalSettings(questions=questions, num_drafts=k, rows=rows, max_turn_tokens=max_turn_tokens)
     chosen = [load_task(name, seed) for name in tasks.split(",")]
-    loaded = open_policy(policy)
+    loaded, others = open_policy(policy), {name: open_policy(name) for name in against or ()}
+    check_same_target(loaded, others)
     results = []
     with progress("eval-mtp", len(chosen) * len(names) * problems) as show:
         tick = ticker(show, "episodes")
         for task in chosen:
-            results.append(
-                evaluate_task(loaded, task.name, list(plans([task], split, range(problems))), settings, tick)
-            )
+            wanted = list(plans([task], split, range(problems)))
+            results.append(evaluate_task(loaded, task.name, wanted, settings, tick, others))
     if as_json:
         about = {"policy": policy, "temperature": temperature, "k": k, "split": split.value, "seed": seed}
         print(json.dumps({**about, "tasks": [asdict(one) for one in results]}, indent=2))
@@ -69,6 +74,8 @@ def show_tables(results: Sequence[TaskResult], rules: Sequence[str]) -> None:
     console = Console()
     console.print(acceptance_table(results, rules))
     console.print(laws_table(results))
+    if any(one.others for one in results):
+        console.print(heads_table(results, rules))
     if any(one.draft_temperatures for one in results):
         console.print(calibration_table(results))
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.tasks.episodes import EpisodePlan, Rollout
-from bebop.training.bootstrap import Figure, figures
+from bebop.training.bootstrap import Difference, Figure, Tally, differences, figures
 from bebop.training.calibration import calibrated
 from bebop.training.mtp_eval import EvalSettings, estimated_tally, played, played_tally, rollout_chains
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherHead:
+    """What another head promises along the same rollouts."""
+
+    figures: dict[str, Figure]
+    differences: dict[str, Difference]
+    """The evaluated head's figures less this one's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,12 +32,23 @@ class TaskResult:
     figures: dict[str, Figure]
     draft_temperatures: list[float] | None
     """The calibrated one of each depth; None where none was asked for."""
+    others: dict[str, OtherHead]
+    """By the name they were given."""
 
 
 def evaluate_task(
-    policy: Policy, task: str, wanted: Sequence[EpisodePlan], settings: EvalSettings, show: Callable[[], None]
+    policy: Policy,
+    task: str,
+    wanted: Sequence[EpisodePlan],
+    settings: EvalSettings,
+    show: Callable[[], None],
+    others: Mapping[str, Policy] | None = None,
 ) -> TaskResult:
-    """Play ``wanted`` once per rule; estimates are made along the first rule's rollouts, all rules sampling one law."""
+    """Play ``wanted`` once per rule; estimates are made along the first rule's rollouts, all rules sampling one law.
+
+    ``others`` are the same policy with other heads (``check_same_target``): what those promise is estimated along the
+    same rollouts.
+    """
     found: dict[str, Figure] = {}
     rollouts: list[Rollout] = []
     for rule in settings.questions.rules:
@@ -35,7 +56,8 @@ def evaluate_task(
         found |= figures([played_tally(rule, one.drafts) for one in of_rule])
         rollouts = rollouts or of_rule
     chains = rollout_chains(policy, rollouts, settings)
-    found |= figures([estimated_tally(one) for one in chains])
+    estimated = [estimated_tally(one) for one in chains]
+    found |= figures(estimated)
     temperatures: list[float] | None = None
     if settings.questions.draft_temperatures:
         temperatures, tallies = calibrated(chains)
@@ -45,4 +67,25 @@ def evaluate_task(
         num_episodes=len(wanted),
         figures=dict(sorted(found.items())),
         draft_temperatures=temperatures,
+        others={name: compared(estimated, one, rollouts, settings) for name, one in (others or {}).items()},
     )
+
+
+def compared(
+    estimated: Sequence[Tally], other: Policy, rollouts: Sequence[Rollout], settings: EvalSettings
+) -> OtherHead:
+    """Another head along ``rollouts``, of which the evaluated one promises ``estimated``."""
+    plain = replace(settings, questions=replace(settings.questions, draft_temperatures=()))
+    tallies = [estimated_tally(one) for one in rollout_chains(other, rollouts, plain)]
+    return OtherHead(figures=figures(tallies), differences=differences(estimated, tallies))
+
+
+def check_same_target(policy: Policy, others: Mapping[str, Policy]) -> None:
+    """UserError for one of ``others`` that has another target: along its own rollouts its head may be better."""
+    for name, one in others.items():
+        changed = [group for group in policy.fingerprint.differing_groups(one.fingerprint) if group != "head"]
+        if changed:
+            raise UserError(
+                f"{name} is another policy ({', '.join(changed)} not the same), so its head cannot be judged along "
+                "this one's rollouts; compare heads that were trained on one policy"
+            )

@@ -72,6 +72,25 @@ def test_acceptance_as_tables(policy_path, capsys, monkeypatch):
     assert all(out.count(rule) >= 2 for rule in RULES)
 
 
+def test_heads_are_compared_along_the_same_rollouts(policy_path, capsys, monkeypatch):
+    few = ("--tasks", "math", "--problems", "4", "--max-turn-tokens", "16", "--rules", "rejection")
+    words = ("eval-mtp", str(policy_path), *few, "--against", str(policy_path))
+    code, out, _ = outcome(capsys, *words, "--json")
+    (task,) = json.loads(out)["tasks"]
+    of_other = task["others"][str(policy_path)]
+    length = "rejection/estimated_round_length"
+    assert code == 0 and of_other["differences"][length] == {"value": 0, "low": 0, "high": 0}
+    assert of_other["figures"][length] == task["figures"][length]
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = outcome(capsys, *words)
+    assert code == 0 and "difference to it" in out and "+0.000 (+0.000 to +0.000)" in out
+
+
+def test_another_policy_cannot_be_compared_with(policy_path, capsys):
+    code, _, err = outcome(capsys, "eval-mtp", "tiny", "--against", str(policy_path))
+    assert code == 2 and "is another policy (" in err and "compare heads that were trained on one policy" in err
+
+
 def test_greedy_rounds_can_be_measured(policy_path, capsys):
     code, out, _ = outcome(capsys, *eval_mtp(policy_path, "--json", "--temperature", "0"))
     tasks = json.loads(out)["tasks"]

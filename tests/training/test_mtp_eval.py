@@ -3,23 +3,26 @@
 Shapes: N chains, K depths, V vocabulary.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
+import random
 
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3_5ForCausalLM
 
 from bebop.core.sampling import Sampling
+from bebop.errors import UserError
 from bebop.models.policy import new_policy
 from bebop.models.tiny import base_config, tiny_path
 from bebop.runs import Mean
 from bebop.tasks.base import Split
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
-from bebop.training.acceptance_report import evaluate_task
-from bebop.training.bootstrap import figures
+from bebop.training.acceptance_report import check_same_target, evaluate_task
+from bebop.training.bootstrap import differences, figures
 from bebop.training.calibration import TEMPERATURES
 from bebop.training.mtp_eval import EvalSettings, starts_of_turns
 from bebop.training.teacher_forced import FATES, Laws, Questions, round_starts
@@ -97,6 +100,22 @@ def test_figures_are_sums_over_sums_with_an_interval_over_episodes():
     assert found["y"].low == found["y"].high == 0.5
 
 
+def test_differences_are_of_the_same_episodes():
+    """What all episodes share cancels, however much they differ from one another."""
+    rng = random.Random(3)
+    lengths = [rng.uniform(1, 4) for _ in range(40)]
+    better, worse = ([{"x": Mean(one + more, 1)} for one in lengths] for more in (0.05, 0.0))
+    found = differences(better, worse)["x"]
+    assert found.value == pytest.approx(0.05) and found.low == pytest.approx(0.05) and found.high == pytest.approx(0.05)
+    alone = figures(better)["x"]
+    assert alone.high - alone.low > 0.3, "unpaired intervals would hide it"
+    assert differences(worse, better)["x"].value == pytest.approx(-0.05)
+
+
+def test_a_difference_without_counts_is_not_a_number():
+    assert math.isnan(differences([{"x": Mean()}], [{"x": Mean(1.0, 1)}])["x"].low)
+
+
 @pytest.fixture(scope="module")
 def policy():
     """A random policy sharp enough that drafts survive, and its fresh head."""
@@ -127,6 +146,37 @@ def test_estimates_agree_with_what_the_engine_plays(policy):
     assert 1 < calibrated < 4 and 1 < plain < 4
     assert 0 < figures_of["prefers_rejection@1"].value <= 1
     assert 0 < figures_of["overlap@1"].value < 1 and figures_of["target_entropy"].value > 0
+
+
+def test_another_head_is_judged_along_the_same_rollouts(policy):
+    """A head differs from itself by nothing, and from another by what the two figures differ."""
+    settings = EvalSettings(
+        questions=Questions(sampling=Sampling(), rules=["rejection"], draft_temperatures=TEMPERATURES),
+        num_drafts=3,
+        rows=16,
+        max_turn_tokens=32,
+    )
+    other = dataclasses.replace(policy, head=copy.deepcopy(policy.head))
+    with torch.no_grad():
+        other.head.layer.mlp.down_proj.weight.mul_(3.0)
+    wanted = list(plans([load_task("math")], Split.HELDOUT, range(8)))
+    check_same_target(policy, {"other": other})
+    found = evaluate_task(policy, "math", wanted, settings, lambda: None, {"same": policy, "other": other})
+    for name, difference in found.others["same"].differences.items():
+        assert (difference.value, difference.low, difference.high) == (0, 0, 0), name
+        assert found.others["same"].figures[name] == found.figures[name]
+    length = "rejection/estimated_round_length"
+    of_other, difference = found.others["other"].figures[length], found.others["other"].differences[length]
+    assert difference.value == pytest.approx(found.figures[length].value - of_other.value) and difference.value != 0
+    assert difference.low <= difference.value <= difference.high
+
+
+def test_another_policy_is_no_other_head(policy):
+    changed = dataclasses.replace(policy, backbone=copy.deepcopy(policy.backbone))
+    with torch.no_grad():
+        changed.backbone.model.norm.weight.add_(0.01)
+    with pytest.raises(UserError, match="changed is another policy \\(backbone not the same\\)"):
+        check_same_target(policy, {"changed": changed})
 
 
 def test_estimates_know_what_the_head_may_not_draft(policy):
