@@ -79,6 +79,20 @@ def speed_up(baseline: RunLog, run: RunLog, name: str = STEP) -> Estimate | None
     return pooled_ratio((slow.totals_T, slow.counts_T), (fast.totals_T, fast.counts_T))
 
 
+def token_speed_up(baseline: RunLog, run: RunLog) -> Estimate | None:
+    """``speed_up`` of steps, each run's seconds divided by the tokens that it wrote in them.
+
+    Where groups are replaced or answers grow longer, a step is not the same work in both runs.
+    """
+    found = [(timed(one, STEP), one.series("tokens")) for one in (baseline, run)]
+    known = [one for pair in found for one in pair if one is not None]
+    steps = common_steps(*known) if len(known) == 4 else ()
+    if len(steps) == 0:
+        return None
+    slow, slow_tokens, fast, fast_tokens = (one.only(steps).totals_T for one in known)
+    return pooled_ratio((slow, slow_tokens), (fast, fast_tokens))
+
+
 def break_even(cost: float, slow_step: Estimate, ratio: Estimate) -> Estimate | None:
     """Steps after which ``cost`` seconds are won back: cost / (step without - step with).
 

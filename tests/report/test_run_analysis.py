@@ -11,10 +11,10 @@ from synthetic_runs import ARMS, BASELINE, FROZEN, TARGET_ONLY, SyntheticRun, wr
 from bebop.report.analysis import Estimate
 from bebop.report.analysis_decomposition import decompose, refit
 from bebop.report.analysis_entropy import fit_bins, fit_steps
-from bebop.report.analysis_time import break_even, speed_up, step_time
+from bebop.report.analysis_time import break_even, speed_up, step_time, token_speed_up
 from bebop.report.comparison import choose_baseline
 from bebop.report.reading import read_run
-from bebop.report.runlog import RunLog, Series
+from bebop.report.runlog import RunLog, Series, as_mean
 
 
 def log_of(parent: Path, run: SyntheticRun) -> RunLog:
@@ -114,6 +114,33 @@ def test_steps_of_a_shorter_run_are_compared_with_the_same_steps(tmp_path: Path)
     ratio = speed_up(slow, fast)
     assert ratio is not None
     assert ratio.value == pytest.approx(series.totals_T[1:10].sum() / other.totals_T[1:10].sum())
+
+
+def with_tokens(run: RunLog, factor: float | None) -> RunLog:
+    """The run with other counts of tokens, or without any."""
+    rows = []
+    for row in run.rows:
+        others = {name: value for name, value in row.values.items() if name != "tokens"}
+        if factor is not None and len(others) < len(row.values):
+            tokens = row.values["tokens"]
+            assert not isinstance(tokens, str)
+            others["tokens"] = factor * as_mean(tokens).value
+        rows.append(replace(row, values=others))
+    return replace(run, rows=tuple(rows))
+
+
+def test_a_step_that_writes_twice_the_tokens_is_twice_the_work(tmp_path: Path) -> None:
+    slow, fast = log_of(tmp_path, BASELINE), log_of(tmp_path, FROZEN)
+    before, after = token_speed_up(slow, fast), token_speed_up(slow, with_tokens(fast, 2))
+    assert before is not None and after is not None
+    assert after.value == pytest.approx(2 * before.value)
+    assert speed_up(slow, with_tokens(fast, 2)) == speed_up(slow, fast)
+
+
+def test_runs_that_do_not_count_tokens_have_no_speed_up_per_token(tmp_path: Path) -> None:
+    slow, fast = log_of(tmp_path, BASELINE), log_of(tmp_path, FROZEN)
+    mute = with_tokens(fast, None)
+    assert token_speed_up(slow, mute) is None and speed_up(slow, mute) is not None
 
 
 def test_break_even() -> None:

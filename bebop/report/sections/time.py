@@ -11,6 +11,7 @@ from bebop.report.analysis_time import (
     speed_up,
     step_time,
     timed,
+    token_speed_up,
 )
 from bebop.report.charts import Axis, Chart, Trace
 from bebop.report.comparison import Arm, Comparison
@@ -44,7 +45,8 @@ def step_times(comparison: Comparison) -> Section | Missing:
         notes=(
             "Upper bar: the learner's step, part by part; generation is exposed where the learner waits for it. Lower "
             "bar: busy time of the workers, which may run beside the learner. The first step is left out.",
-            "Ratios pair the steps of both runs, which see problems in the same order.",
+            "Ratios pair the steps of both runs, which see problems in the same order. A step is more work where more "
+            "groups are replaced or answers are longer: per token, seconds are divided by the tokens written.",
         ),
     )
 
@@ -121,7 +123,16 @@ def seconds_chart(found: list[tuple[Arm, StepTime]]) -> Chart:
 
 
 def time_table(comparison: Comparison, found: list[tuple[Arm, StepTime]]) -> Table:
-    columns = ("run", "step", "speed-up", *ON_THE_LEARNER, "busy generation", "rollout speed-up", "tokens/s")
+    columns = (
+        "run",
+        "step",
+        "speed-up",
+        "speed-up per token",
+        *ON_THE_LEARNER,
+        "busy generation",
+        "rollout speed-up",
+        "tokens/s",
+    )
     rows = []
     for arm, one in found:
         is_other = comparison.baseline is not None and arm.run is not comparison.baseline
@@ -132,6 +143,7 @@ def time_table(comparison: Comparison, found: list[tuple[Arm, StepTime]]) -> Tab
                 Cell(text=arm.name, colour=arm.colour),
                 Cell.of(one.step, seconds),
                 Cell.of(speed_up(base, arm.run) if base else None, times),
+                Cell.of(token_speed_up(base, arm.run) if base else None, times),
                 *parts,
                 Cell.of(one.beside.get("generation"), seconds),
                 Cell.of(speed_up(base, arm.run, "time/generation") if base else None, times),
