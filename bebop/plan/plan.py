@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bebop.plan.decoding import MIN_GAIN, Acceptance, BatchPlan, RoundCosts, break_even_batch, plan_batch, with_prefill
-from bebop.plan.steps import LoggedStep, asynchronous, break_even_steps, synchronous
+from bebop.plan.steps import LoggedStep, asynchronous, synchronous
+from bebop.report.analysis_time import break_even_steps
 
 SEARCHED_BATCH = 4096
 """Batches up to here are searched for the one where drafting stops paying, if costs reach so far."""

@@ -1,8 +1,7 @@
-"""What faster generation does to a step of RL, and when the head's training is won back (spec, section 7)."""
+"""What faster generation does to a step of RL (spec, section 7)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from bebop.errors import UserError
@@ -50,9 +49,3 @@ class LoggedStep:
         """Share R that generation would have of a synchronous step."""
         learning = max(0.0, self.step - self.exposed)
         return self.generation / (self.generation + learning)
-
-
-def break_even_steps(training_seconds: float, step_seconds: float, step_speed_up: float) -> float:
-    """cost / (step without - step with); infinite where steps are not faster."""
-    saved = step_seconds * (1 - 1 / step_speed_up)
-    return training_seconds / saved if saved > 0 else math.inf

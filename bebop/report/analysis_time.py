@@ -108,7 +108,7 @@ def break_even(cost: float, slow_step: Estimate, ratio: Estimate) -> Estimate | 
 
 
 def break_even_steps(cost: float, seconds_without: float, ratio: float) -> float:
-    """Infinite unless ``ratio`` > 1; NaN stays NaN."""
+    """cost / (step without - step with); infinite unless ``ratio`` > 1; NaN stays NaN."""
     if math.isnan(ratio):
         return math.nan
     saved = seconds_without * (1 - 1 / ratio)

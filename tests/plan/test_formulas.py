@@ -19,7 +19,8 @@ from bebop.plan.decoding import (
     with_prefill,
 )
 from bebop.plan.plan import Known, Question, StepFacts, make_plan
-from bebop.plan.steps import LoggedStep, asynchronous, break_even_steps, synchronous
+from bebop.plan.steps import LoggedStep, asynchronous, synchronous
+from bebop.report.analysis_time import break_even_steps
 
 chances = st.floats(0.01, 0.99)
 shares = st.floats(0.01, 0.99)
