@@ -4,7 +4,7 @@
 where (file and line, or override), which key, and what is nearest right. ``to_yaml`` writes what ``load_config`` reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,24 @@ def load_config(model: type[Model], path: str | Path | None = None, overrides: S
 def to_yaml(config: ConfigModel) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back to an equal object."""
     return dump_yaml(config.model_dump(mode="json"))
+
+
+def different_settings(before: ConfigModel, after: ConfigModel, may_differ: Collection[str] = ()) -> list[str]:
+    """Settings whose values differ, as ``lr 0.1, now 0.2``, but for those named in ``may_differ``.
+
+    Names are dotted; the name of a section stands for all that is in it.
+    """
+    values = [_flat(one.model_dump(mode="json", by_alias=True)) for one in (before, after)]
+    names = [name for name in values[0] | values[1] if not any(f"{name}.".startswith(f"{one}.") for one in may_differ)]
+    was, now = ({name: one.get(name, "not set") for name in names} for one in values)
+    return [f"{name} {was[name]}, now {now[name]}" for name in names if was[name] != now[name]]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _read(path: Path) -> str:

@@ -19,13 +19,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import bebop
-from bebop.config import ConfigModel, load_config, to_yaml
+from bebop.config import ConfigModel, different_settings, load_config, to_yaml
 from bebop.errors import UserError
 from bebop.files import atomic_directory, atomic_file, atomic_write
 from bebop.hardware import hardware_line
 from bebop.metrics import Dashboard, Mean, MetricsRow, MetricsWriter, read_metrics
 
 Model = TypeVar("Model", bound=ConfigModel)
+
+LOCK = ".lock"
+"""File in a run directory that the process working on the run holds locked."""
+
+_LEFT_BY_A_START = frozenset({"config.yaml", "provenance.json", "workers", LOCK})
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -68,14 +73,14 @@ class RunDirectory:
         cls, path: str | Path, config: ConfigModel, command: Sequence[str], *, seed: int | None = None
     ) -> "RunDirectory":
         """Make the directory and write what was asked for, at once; ``UserError`` where it already holds something."""
-        directory = Path(path)
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UserError(f"{directory} already holds something; name another run directory, resume it or delete it")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(directory) as part:
-            cls(part)._write_provenance([Provenance.of(command, seed)])
-            atomic_write(cls(part).config_path, to_yaml(config))
-        return cls(directory)
+        run = cls(Path(path))
+        if run.holds_something:
+            raise UserError(f"{run.path} already holds something; name another run directory, resume it or delete it")
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._write_provenance([Provenance.of(command, seed)])
+        # Last, as it is what makes a folder a run.
+        atomic_write(run.config_path, to_yaml(config))
+        return run
 
     @classmethod
     def create_or_resume(
@@ -89,18 +94,30 @@ class RunDirectory:
     ) -> "RunDirectory":
         """A new run, or the one at ``path`` if it was started with the same settings; else ``UserError``.
 
-        Settings named in ``may_differ`` are taken from ``config`` from now on.
+        Settings named in ``may_differ`` (dotted, or a whole section) are taken from ``config`` from now on. A run that
+        failed before its first step is started anew with any settings.
         """
-        if not Path(path).exists():
+        run = cls(Path(path))
+        if not run.holds_something:
             return cls.create(path, config, command, seed=seed)
-        run = cls.open(path)
-        before = run.config(type(config))
-        if before.model_copy(update={name: getattr(config, name) for name in may_differ}) != config:
-            raise UserError(f"{path} holds a run with other settings; name another run directory or delete it")
+        before = cls.open(path).config(type(config))
+        changed = different_settings(before, config, may_differ)
+        if changed:
+            listed = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            raise UserError(
+                f"{path} holds a run with other settings ({listed}); name another run directory or delete it"
+            )
         if before != config:
             atomic_write(run.config_path, to_yaml(config))
         run.record_resumption(command, seed=seed)
         return run
+
+    @property
+    def holds_something(self) -> bool:
+        """Whether there is more than what a start leaves that failed before its first step."""
+        if not self.path.exists():
+            return False
+        return not self.path.is_dir() or any(one.name not in _LEFT_BY_A_START for one in self.path.iterdir())
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":

@@ -56,16 +56,35 @@ def test_a_directory_that_holds_something_is_not_overwritten(tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["notes.txt"]
 
 
+def started(path: Path, config: ConfigModel) -> RunDirectory:
+    """A run with something to go on from."""
+    run = RunDirectory.create_or_resume(path, config, COMMAND)
+    run.checkpoints_path.mkdir()
+    return run
+
+
 def test_a_run_is_resumed_with_its_own_settings_alone(tmp_path: Path) -> None:
-    run = RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+    run = started(tmp_path / "run", Config())
     assert RunDirectory.create_or_resume(tmp_path / "run", Config(), ["again"]) == run
     assert [record.command for record in run.provenance()][1:] == ["again"]
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match=r"holds a run with other settings \(seed 3, now 4\)"):
         RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), COMMAND)
 
 
-def test_a_setting_that_may_differ_is_taken_over_and_no_other(tmp_path: Path) -> None:
+def test_a_run_that_failed_before_its_first_step_is_started_anew(tmp_path: Path) -> None:
     RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
+    (tmp_path / "run" / "workers").mkdir()
+    run = RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), ["corrected"])
+    assert run.config(Config) == Config(seed=4)
+    assert [record.command for record in run.provenance()] == ["corrected"]
+
+
+def test_an_empty_directory_becomes_a_run(tmp_path: Path) -> None:
+    assert RunDirectory.create_or_resume(tmp_path, Config(), COMMAND).config(Config) == Config()
+
+
+def test_a_setting_that_may_differ_is_taken_over_and_no_other(tmp_path: Path) -> None:
+    started(tmp_path / "run", Config())
     run = RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), COMMAND, may_differ=("seed",))
     assert run.config(Config) == Config(seed=4)
     with pytest.raises(UserError, match="holds a run with other settings"):
@@ -84,7 +103,7 @@ def test_a_run_that_was_killed_while_it_was_made_can_be_made_again(
     with monkeypatch.context() as broken, pytest.raises(Killed):
         broken.setattr(runs, "to_yaml", kill)
         RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
-    assert not (tmp_path / "run").exists()
+    assert not RunDirectory(tmp_path / "run").config_path.exists()
     assert RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND).config(Config) == Config()
 
 

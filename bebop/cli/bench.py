@@ -20,6 +20,7 @@ from bebop.bench.learn import LearnBench, bench_learn, played_groups
 from bebop.bench.loss import LossBench, bench_loss
 from bebop.cli.bench_engines import compare_engines, engine_bench, engines_table
 from bebop.cli.devices import chosen_device, chosen_dtype
+from bebop.cli.output import checked_file
 from bebop.cli.progress import progress
 from bebop.core.objectives import OBJECTIVES
 from bebop.engines.embedded.rules import rule_named
@@ -32,7 +33,10 @@ bench_app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, or with FILE write it there too.")]
-FileArgument = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where --json writes.", show_default=False)]
+FileArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", help="Where --json writes.", show_default=False, callback=checked_file),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -178,12 +182,12 @@ def ticks(title: str, total: int) -> Iterator[Callable[[str], None]]:
 def show(result: dict[str, Any], table: Table, file: Path | None, *, as_json: bool) -> None:
     """JSON to the file where there is one, else JSON or the table to the screen."""
     text = json.dumps(result, indent=2) + "\n"
-    if file is not None:
-        atomic_write(file, text)
     if as_json and file is None:
         print(text, end="")
     else:
         Console().print(table)
+    if file is not None:
+        atomic_write(file, text)
 
 
 def decode_table(result: dict[str, Any]) -> Table:

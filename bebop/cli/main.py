@@ -141,7 +141,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:
             raise
-        _stop(f"error: {error.filename}: {error.strerror}", 2)
+        place = f"{error.filename}: " if error.filename else ""
+        _stop(f"error: {place}{error.strerror}", 2)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except SystemExit as stop:

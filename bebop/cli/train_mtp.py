@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -23,10 +24,18 @@ from bebop.training.draft_vocabulary import WrittenTokens
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
 from bebop.training.mtp import MTPReport, TrainingData, train_mtp
 from bebop.training.mtp_config import TrainMTP
+from bebop.training.optimiser import STEP_SIZES
 from bebop.training.parallel import World, check_share, training_world
 from bebop.training.plausibility import check_plausible
 from bebop.training.sample_files import read_samples
 from bebop.training.samples import Sample, by_length, epochs, usable
+
+MAY_DIFFER = (
+    *("steps", "output", "draft_vocabulary", "checkpoint_every", "log_every", "dashboards"),
+    *("data.micro_batch_tokens", "data.hidden", "unroll.recompute"),
+    *(f"optimiser.{one}" for one in STEP_SIZES),
+)
+"""Settings with which a run can go on although it was started with others."""
 
 
 def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
@@ -50,7 +59,28 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
     check_share(world, settings.data.per_step, settings.optimiser.name)
     policy = open_policy(settings, device)
     given = given_samples(settings, policy)
-    run = world.first(lambda: open_run(settings.run, settings, settings.data.seed), RunDirectory(settings.run))
+    with opened_run(settings, world) as run:
+        trained, written = train_in(run, settings, policy, given, world)
+        if world.is_main:
+            few = written.draft_vocabulary(policy.config.vocab_size) if settings.draft_vocabulary else None
+            save_policy(replace(trained.with_head_trained_here(), draft_vocabulary=few), settings.output)
+            print(f"the policy with the trained head is in {settings.output}")
+            if settings.draft_vocabulary:
+                print(f"the head may draft {written.describe(policy.config.vocab_size)}")
+
+
+@contextmanager
+def opened_run(settings: TrainMTP, world: World) -> Iterator[RunDirectory]:
+    """The run directory, which the main process makes and holds."""
+    with ExitStack() as held:
+        opening = open_run(settings.run, settings, settings.data.seed, MAY_DIFFER)
+        yield world.first(lambda: held.enter_context(opening), RunDirectory(settings.run))
+
+
+def train_in(
+    run: RunDirectory, settings: TrainMTP, policy: Policy, given: list[Sample] | None, world: World
+) -> tuple[Policy, WrittenTokens]:
+    """The policy with its trained head, and the tokens found in the data."""
     samples = given or world.first(lambda: played_samples(settings, policy, run))
     hiddens = open_hiddens(settings, policy, samples, run, world)
     written = WrittenTokens.of(one.transcript for one in samples)
@@ -65,12 +95,7 @@ def train(settings: TrainMTP, world: World, device: torch.device) -> None:
             lambda report: show(report.step, figures(report)) if show else None,
             world,
         )
-    if world.is_main:
-        few = written.draft_vocabulary(policy.config.vocab_size) if settings.draft_vocabulary else None
-        save_policy(replace(trained.with_head_trained_here(), draft_vocabulary=few), settings.output)
-        print(f"the policy with the trained head is in {settings.output}")
-        if settings.draft_vocabulary:
-            print(f"the head may draft {written.describe(policy.config.vocab_size)}")
+    return trained, written
 
 
 def open_policy(settings: TrainMTP, device: torch.device) -> Policy:

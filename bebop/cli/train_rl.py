@@ -15,11 +15,22 @@ from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
 from bebop.errors import UserError
 from bebop.metrics import Mean
-from bebop.models.policy import save_policy
+from bebop.models.policy import Policy, save_policy
 from bebop.rl.config import TrainRL
 from bebop.rl.fleet import Interrupted
 from bebop.rl.loop import Observer, train_rl
+from bebop.runs import RunDirectory
 from bebop.training.allocator import keep_freed_memory
+from bebop.training.optimiser import STEP_SIZES
+
+MAY_DIFFER = (
+    *("steps", "output", "resume", "evaluation", "checkpoint_every", "transcripts_per_step", "dashboards"),
+    *(f"learner.optimiser.{one}" for one in STEP_SIZES),
+    *(f"mtp.online.optimiser.{one}" for one in STEP_SIZES),
+    *("learner.micro_batch_tokens", "threads", "mtp.mode", "mtp.rule", "mtp.k", "mtp.draft_vocabulary"),
+    *(f"rollout.{one}" for one in ("workers", "rows", "threads", "scoring_threads", "stall_seconds", "max_restarts")),
+)
+"""Settings with which a run can go on although it was started with others."""
 
 
 def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
@@ -32,18 +43,23 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     settings = resolve(TrainRL, config, overrides, dry_run=dry_run)
     check_output(settings.output)
     keep_freed_memory()
-    if settings.resume == "never" and settings.run.exists():
+    if settings.resume == "never" and RunDirectory(settings.run).holds_something:
         raise UserError(f"{settings.run} is there already; name another run=DIRECTORY or set resume=auto")
-    run = open_run(settings.run, settings, settings.seed)
+    with open_run(settings.run, settings, settings.seed, MAY_DIFFER) as run:
+        policy = watched(settings, run)
+        save_policy(policy, settings.output)
+    print(f"the trained policy is in {settings.output}, the run in {settings.run}")
+
+
+def watched(settings: TrainRL, run: RunDirectory) -> Policy:
+    """The trained policy; its progress is shown, and Ctrl-C stops at a checkpoint."""
     with progress("train-rl", settings.steps) as show, stoppable() as called_off:
         observer = Observer(show=lambda step, metrics: show(step, figures(metrics)), is_called_off=called_off.is_set)
         try:
-            policy = train_rl(settings, run, observer)
+            return train_rl(settings, run, observer)
         except Interrupted as stop:
             print(f"stopped at a checkpoint; the same command goes on from there ({settings.run})")
             raise KeyboardInterrupt from stop
-    save_policy(policy, settings.output)
-    print(f"the trained policy is in {settings.output}, the run in {settings.run}")
 
 
 @contextmanager

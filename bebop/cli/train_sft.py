@@ -13,8 +13,15 @@ from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.tasks.chat import check_chat_format
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import keep_freed_memory
+from bebop.training.optimiser import STEP_SIZES
 from bebop.training.sft import StepReport, TrainSFT, train_sft
 from bebop.training.transcripts import TranscriptSource, file_transcripts, task_transcripts
+
+MAY_DIFFER = (
+    *("steps", "output", "checkpoint_every", "log_every", "data.micro_batch_tokens"),
+    *(f"optimiser.{one}" for one in STEP_SIZES),
+)
+"""Settings with which a run can go on although it was started with others."""
 
 
 def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
@@ -30,10 +37,10 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     device = chosen_device(settings.device)
     policy = load_policy(settings.policy, dtype=chosen_dtype(settings.dtype, device), device=device, head=settings.head)
     source = open_source(settings, policy)
-    run = open_run(settings.run, settings, settings.data.seed)
-    with progress("train-sft", settings.steps) as show:
-        train_sft(settings, policy, source, run, lambda report: show(report.step, figures(report)))
-    save_policy(policy, output_path(settings.output))
+    with open_run(settings.run, settings, settings.data.seed, MAY_DIFFER) as run:
+        with progress("train-sft", settings.steps) as show:
+            train_sft(settings, policy, source, run, lambda report: show(report.step, figures(report)))
+        save_policy(policy, output_path(settings.output))
     print(f"the tuned policy is in {output_path(settings.output)}")
 
 

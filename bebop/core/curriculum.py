@@ -33,7 +33,7 @@ class WarmUp:
 
     terms: tuple[LossTerm, ...] = (LossTerm(objective="kl"),)
     until_overlap: float = 0.95
-    """Mean overlap over all counted (chain, depth) rows of the last steps from which the main objective takes over, for
+    """Running mean overlap of all counted (chain, depth) rows, risen from 0, at which the main objective takes over for
     good. Handing over early costs more than handing over late: the overlap's gradient is small where the overlap is."""
     until_share: float = 0.7
     """Share of the training's steps after which it takes over in any case."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from bebop.config import ConfigModel
-from bebop.core.sampling import Sampling
+from bebop.core.sampling import MIN_TEMPERATURE, Sampling
 from bebop.dashboards import DashboardConfig
 from bebop.engines.embedded.options import MAX_DRAFT_TOKENS
 from bebop.engines.embedded.rules import rule_named
@@ -59,7 +59,7 @@ class RolloutConfig(ConfigModel):
     """Threads of each worker's matrix products."""
     scoring_threads: int = Field(default=1, ge=0)
     """Threads of each worker that grade beside the generation; 0 grades between two rounds."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_turn_tokens: int = Field(default=192, ge=1)

@@ -72,7 +72,8 @@ class HeadContract:
             if changed:
                 raise UserError(
                     f"the learner's MTP head is frozen and no longer the one that the run started with "
-                    f"({_listed(changed)}); set mtp.mode=online to train it, or resume from the last checkpoint"
+                    f"({_listed(changed)}); start the same command again, which goes on from the last checkpoint, and "
+                    "report it if that does not help"
                 )
         self._expected = expected
 
@@ -139,7 +140,8 @@ class AcceptLengthWatch:
         raise UserError(
             f"the MTP head no longer drafts what the policy samples: accept length {seen} (least {self._least}); the "
             "workers' head, embedding and lm_head are the learner's, so what differs is the head from the policy: "
-            "retrain it with `bebop train-mtp`, or set mtp.mode=online or none"
+            "go on with mtp.mode=none, or start a run anew with a head that `bebop train-mtp` has retrained or with "
+            "mtp.mode=online"
         )
 
 

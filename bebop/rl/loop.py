@@ -14,7 +14,6 @@ from bebop.metrics import Mean
 from bebop.models.policy import Policy
 from bebop.rl.clock import StepClock
 from bebop.rl.config import TrainRL
-from bebop.rl.disk import full_disk_explained
 from bebop.rl.fleet import Interrupted
 from bebop.rl.jobs import evaluation_jobs
 from bebop.rl.journal import Journal
@@ -41,7 +40,7 @@ def train_rl(config: TrainRL, run: RunDirectory, observer: Observer) -> Policy:
 
     ``Interrupted`` when it is called off: then the run stands at a checkpoint of the last update.
     """
-    with full_disk_explained(run), assembled(config, run) as parts:
+    with assembled(config, run) as parts:
         first = parts.learner.version
         with Journal(run, first if first else -1, config.dashboards) as journal:
             try:

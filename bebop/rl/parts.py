@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +44,6 @@ class Parts:
 def assembled(config: TrainRL, run: RunDirectory) -> Iterator[Parts]:
     """Everything in its place, at the state of the run's last checkpoint."""
     with ExitStack() as stack:
-        stack.enter_context(locked(run.path))
         torch.set_num_threads(config.threads)
         learner = open_learner(config, run)
         policy = learner.policy
@@ -131,16 +128,3 @@ def launch(config: TrainRL, run: RunDirectory, place: int, weights: Weights | No
         weights=weights,
     )
     return WorkerProcess(start, logs / f"worker-{place}.log", inbox)
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the run against other processes; the lock goes with the process, however it ends."""
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is working on the run {directory}; wait for it or name another run"
-            ) from error
-        yield

@@ -104,9 +104,12 @@ def optimiser_tensors(trained: Trained) -> dict[str, Tensor]:
 def restore(trained: Trained, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
     """Copy weights and optimiser state into place; UserError where the checkpoint is of another model."""
     wanted = {name: one.shape for name, one in trained.parameters.items()}
-    if wanted != {name: one.shape for name, one in weights.items()}:
+    held = {name: one.shape for name, one in weights.items()}
+    if wanted != held:
+        names = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
         raise UserError(
-            "the checkpoint belongs to another model; name another run directory or the policy it began with"
+            f"the checkpoint belongs to another model or another mtp.mode: {names[0]} is not what is trained now; "
+            "name another run directory or the policy and the mode it began with"
         )
     for name, parameter in trained.parameters.items():
         parameter.copy_(laid_like(weights[name], parameter))

@@ -91,7 +91,8 @@ class WarmUpConfig(ConfigModel):
 
     objective: str = "kl"
     until_overlap: float = Field(default=0.95, gt=0, lt=1)
-    """Mean overlap over all depths and the last 20 steps or so from which the main objective takes over, for good."""
+    """Mean overlap over all depths and the last 20 steps or so from which the main objective takes over, for good. The
+    mean counts steps before the first as 0, so that it passes 0.95 after sixty steps at the earliest."""
     until_share: float = Field(default=0.7, gt=0, lt=1)
     """Share of the steps after which it takes over in any case."""
 

@@ -14,6 +14,9 @@ from bebop.config import ConfigModel
 from bebop.training.muon import Muon
 from bebop.training.sharding import whole_tensor
 
+STEP_SIZES = ("lr", "max_grad_norm")
+"""Settings of an ``OptimiserConfig`` that every update reads anew: a run can go on with others."""
+
 
 class OptimiserConfig(ConfigModel):
     """An optimiser with warm-up, a schedule and a clip."""

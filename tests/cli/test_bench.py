@@ -68,6 +68,8 @@ def test_the_table_of_decoding_fits_a_terminal(capsys: pytest.CaptureFixture[str
         (("decode", "--rule", "greedy"), "no verification rule 'greedy'"),
         (("loss", "--objectives", "ce"), "objectives must include"),
         (("loss", "--dtype", "float8"), "float8"),
+        (("loss", "/proc/none/loss.json"), "/proc/none/loss.json cannot be written"),
+        (("loss", "/tmp"), "/tmp is a directory"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,16 @@ def test_a_full_disk_is_one_line_and_code_2(
     assert outcome(capsys, "probe") == (2, "", "error: runs/a: No space left on device\n")
 
 
+def test_an_error_of_the_machine_without_a_file_names_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command() -> None:
+        raise OSError(28, "No space left on device")
+
+    mount(monkeypatch, command)
+    assert outcome(capsys, "probe") == (2, "", "error: No space left on device\n")
+
+
 def test_an_interruption_is_one_line_and_code_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,13 @@ def test_a_second_start_ends_where_the_first_did(policy_path, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
 
 
+def test_a_run_goes_on_with_a_lower_learning_rate_as_its_error_advises(policy_path, tmp_path):
+    tune(policy_path, tmp_path)
+    tune(policy_path, tmp_path, "steps=4", "optimiser.lr=1e-5")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
 def test_chats_of_a_file_are_learned_from(policy_path, tmp_path):
     (tmp_path / "chats.jsonl").write_text(json.dumps(CHAT) + "\n")
     tune(policy_path, tmp_path, f"data.chats={tmp_path / 'chats.jsonl'}", "head=none")
