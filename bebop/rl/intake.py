@@ -72,6 +72,10 @@ class Intake:
         replaced, self._replaced = tuple(self._replaced), []
         return StepGroups(learned=tuple(self._kept.pop(one) for one in numbers), replaced=replaced)
 
+    def play_out(self) -> None:
+        """Wait until what is under way is played; nothing is started in its place."""
+        self.fleet.wait([group_id(one) for one in self._gate.unsettled])
+
     def _settle_finished(self) -> None:
         """In the order of the data, so that what is replaced does not depend on which group finishes first."""
         while self._gate.unsettled and self.fleet.is_done(group_id(self._gate.unsettled[0])):

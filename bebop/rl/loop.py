@@ -66,8 +66,13 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
         with clock.part("publication"):
             publish(parts)
         parts.watch.observe(step, drafts_of(groups.rollouts))
+        is_evaluated = is_due(learner.version, config.evaluation.every, config.steps)
+        if is_evaluated:
+            # Else the workers would play it while the clock stands, and later steps would have it for nothing.
+            with clock.part("exposed_generation"):
+                parts.intake.play_out()
         metrics = step_metrics(groups, report, clock.lap(), parts.fleet.take_generation())
-        if is_due(learner.version, config.evaluation.every, config.steps):
+        if is_evaluated:
             with clock.paused():
                 metrics |= evaluate(config, parts)
         parts.intake.issue(learner.version)
