@@ -243,13 +243,13 @@ def token(source: str, step: int, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def write_head_run(parent: Path, name: str = "head", seconds: float = 60.0) -> Path:
-    """A `train-mtp` directory whose head the runs above use; it took so many seconds."""
+def write_head_run(
+    parent: Path, name: str = "head", seconds: float = 60.0, output: str | Path = "runs/head/policy"
+) -> Path:
+    """A `train-mtp` directory, by default of the head that the runs above use; it took so many seconds."""
     path = parent / name
     path.mkdir(parents=True)
-    (path / "config.yaml").write_text(
-        yaml.safe_dump({"output": "runs/head/policy", "steps": 100, "unroll": {"depths": 5}})
-    )
+    (path / "config.yaml").write_text(yaml.safe_dump({"output": str(output), "steps": 100, "unroll": {"depths": 5}}))
     write_provenance(path, "bebop train-mtp configs/train-mtp-tiny.yaml")
     rows = []
     for step in range(5, 101, 5):

@@ -12,9 +12,11 @@ from bebop.report.analysis import Estimate
 from bebop.report.analysis_decomposition import decompose, refit
 from bebop.report.analysis_entropy import fit_bins, fit_steps
 from bebop.report.analysis_time import break_even, speed_up, step_time, token_speed_up
-from bebop.report.comparison import choose_baseline
-from bebop.report.reading import read_run
+from bebop.report.comparison import choose_baseline, compare
+from bebop.report.reading import read_inputs, read_run
 from bebop.report.runlog import RunLog, Series, as_mean
+from bebop.report.section import Section
+from bebop.report.sections.head_cost import head_cost, served_by
 
 
 def log_of(parent: Path, run: SyntheticRun) -> RunLog:
@@ -168,3 +170,31 @@ def test_training_time_of_a_head_counts_every_session(tmp_path: Path) -> None:
     resumed = replace(head, provenance=(*head.provenance, again))
     # From 0 s to the last row before 30 s (27 s), and from 30 s to the end.
     assert resumed.seconds == pytest.approx(27 + 30)
+
+
+def test_a_head_is_credited_to_the_arms_that_have_it(tmp_path: Path) -> None:
+    """Their policy is its output, however the path is written; one that no arm has is not that of another's arms."""
+    arms = [write_rl_run(tmp_path, run) for run in ARMS]
+    used = write_head_run(tmp_path, "used", output=Path("runs/head/policy").absolute())
+    moved = write_head_run(tmp_path, "moved", output="runs/elsewhere/policy")
+
+    def served(*heads: Path) -> dict[str, list[str]]:
+        comparison = compare(read_inputs([*arms, *heads]), None, {})
+        return {head.name: [arm.name for arm in served_by(comparison, head)] for head in comparison.inputs.heads}
+
+    drafting = [TARGET_ONLY.name, FROZEN.name]
+    assert served(used, moved) == {"used": drafting, "moved": []}
+    assert served(moved) == {"moved": drafting}
+    config = (arms[1] / "config.yaml").read_text()
+    (arms[1] / "config.yaml").write_text(config.replace("runs/head/policy", "runs/copied/policy"))
+    assert served(used, moved) == {"used": [FROZEN.name], "moved": [TARGET_ONLY.name]}
+
+
+def test_a_head_that_no_arm_has_costs_and_wins_nothing_back(tmp_path: Path) -> None:
+    arms = [write_rl_run(tmp_path, run) for run in (BASELINE, FROZEN)]
+    heads = [write_head_run(tmp_path, "used"), write_head_run(tmp_path, "unused", output="elsewhere")]
+    section = head_cost(compare(read_inputs([*arms, *heads]), None, {}))
+    assert isinstance(section, Section)
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in section.tables[0].rows}
+    assert rows["used"][0] == FROZEN.name
+    assert rows["unused"] == ["–", "60.0 s", "–", "–"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -22,18 +23,12 @@ def head_cost(comparison: Comparison) -> Section | Missing:
         return Missing(
             title=title, reason="give the run directory of `bebop train-mtp` as well to see cost and break-even."
         )
-    rows, charts = [], []
+    rows, traces = [], []
     for head in heads:
-        for arm in served_by(comparison, head):
-            rows.append(cost_row(comparison, head, arm))
-            charts.append(saved_traces(comparison, head, arm))
-    traces = tuple(trace for found in charts for trace in found)
-    curves = tuple(filter(None, (overlap_chart(heads), saved_chart(traces) if traces else None)))
-    if not rows:
-        rows = [
-            (Cell(text=head.name), Cell(text=DASH), Cell(text=seconds(head.seconds)), *(Cell(text=DASH),) * 2)
-            for head in heads
-        ]
+        arms = served_by(comparison, head)
+        rows += [cost_row(comparison, head, arm) for arm in arms] or [unused_row(head)]
+        traces += [trace for arm in arms for trace in saved_traces(comparison, head, arm)]
+    curves = tuple(filter(None, (overlap_chart(heads), saved_chart(tuple(traces)) if traces else None)))
     return Section(
         id="head-cost",
         title=title,
@@ -55,10 +50,25 @@ def head_cost(comparison: Comparison) -> Section | Missing:
 
 
 def served_by(comparison: Comparison, head: RunLog) -> list[Arm]:
-    """Arms that used the head: those whose policy is the head's output; where none is, every arm that speculates."""
-    output = head.setting("output")
-    matching = [arm for arm in comparison.speculating if output is not None and arm.run.setting("policy") == output]
-    return matching or comparison.speculating
+    """Arms that draft with the head: those whose policy is its output.
+
+    Directories are moved and copied: a head whose output no arm has is taken for that of the arms whose policy is no
+    head's output.
+    """
+    arms, heads = comparison.speculating, comparison.inputs.heads
+    of_no_head = [arm for arm in arms if not any(has_head_of(arm, one) for one in heads)]
+    return [arm for arm in arms if has_head_of(arm, head)] or of_no_head
+
+
+def has_head_of(arm: Arm, head: RunLog) -> bool:
+    """Whether the arm's policy is what the training of the head wrote."""
+    output, policy = head.setting("output"), arm.run.setting("policy")
+    is_known = isinstance(output, str) and isinstance(policy, str)
+    return is_known and Path(output).expanduser().resolve() == Path(policy).expanduser().resolve()
+
+
+def unused_row(head: RunLog) -> tuple[Cell, ...]:
+    return (Cell(text=head.name), Cell(text=DASH), Cell(text=seconds(head.seconds)), *(Cell(text=DASH),) * 2)
 
 
 def cost_row(comparison: Comparison, head: RunLog, arm: Arm) -> tuple[Cell, ...]:
