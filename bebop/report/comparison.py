@@ -52,11 +52,17 @@ class Comparison:
 
 
 def compare(inputs: Inputs, baseline: str | None, refitted: Mapping[str, Estimate]) -> Comparison:
-    """UserError where ``baseline`` or a refitted head names no run."""
+    """UserError where ``baseline`` or a refitted head names no run, or a refitted head one that has not drafted."""
     names = [run.name for run in inputs.runs]
     for name in (*refitted, *filter(None, (baseline,))):
         if name not in names:
             raise UserError(f"there is no run {name!r} among {', '.join(names) or 'those given'}; name one of them")
+    for run in inputs.runs:
+        if run.name in refitted and run.series("mtp/accept_length") is None:
+            raise UserError(
+                f"{run.name} has logged no mtp/accept_length to compare with that of a refitted head; leave out "
+                f"--refitted {run.name}=... until the run has drafted a step"
+            )
     return Comparison(
         inputs=inputs,
         arms=tuple(Arm(run=run, colour=arm_colour(place)) for place, run in enumerate(inputs.runs)),

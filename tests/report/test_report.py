@@ -239,6 +239,18 @@ def test_a_refitted_head_splits_the_loss(tmp_path: Path) -> None:
         write_report([path], tmp_path / "report.html", ReportOptions(baseline="other"))
 
 
+def test_a_head_is_refitted_for_a_run_that_has_drafted(tmp_path: Path) -> None:
+    """Not for one that was evaluated at its start and has no step yet, nor for one without speculation."""
+    begun = write_rl_run(tmp_path, FROZEN)
+    metrics = begun / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    for path in (begun, write_rl_run(tmp_path, BASELINE)):
+        options = ReportOptions(refitted={path.name: Estimate(value=2.7)})
+        with pytest.raises(UserError, match=f"{path.name} has logged no mtp/accept_length .* leave out --refitted"):
+            write_report([path], tmp_path / "report.html", options)
+    write_report([begun], tmp_path / "report.html")
+
+
 def test_a_refitted_head_is_a_number_or_an_evaluation(tmp_path: Path) -> None:
     assert refitted_length("frozen=2.9") == ("frozen", Estimate(value=2.9))
     path = write_evaluation(tmp_path, "refit", {"rejection": 0.8})
