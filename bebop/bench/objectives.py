@@ -21,7 +21,6 @@ Every arm is kept under ``out``: interrupted, or with more objectives or seeds, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from bebop.bench.objective_config import ObjectiveBench
 from bebop.bench.objective_lab import Lab, open_lab
 from bebop.bench.objective_table import write_results
 from bebop.config import load_config
+from bebop.errors import run_as_program
 from bebop.training.allocator import keep_freed_memory
 
 MAX_GROWTH = 2
@@ -96,4 +96,4 @@ def best_rate(results: Sequence[ArmResult]) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_as_program(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bebop.errors import UserError
+from bebop.errors import UserError, run_as_program
 from bebop.report.analysis import Estimate, student_quantile
 from bebop.report.analysis_time import STEP, timed
 from bebop.report.reading import read_run
@@ -92,7 +91,7 @@ def summary(name: str, paths: str) -> ArmSummary:
     return ArmSummary(
         name=name,
         num_seeds=len(runs),
-        num_steps=max(run.rows[-1].step for run in runs),
+        num_steps=max((row.step for run in runs for row in run.rows), default=0),
         heldout_before={key: float(np.mean(values)) for key, values in before.items()},
         heldout_after={key: float(np.mean(values)) for key, values in after.items()},
         heldout_gain=gains,
@@ -180,4 +179,4 @@ def sentence(one: Comparison) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_as_program(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-from bebop.errors import UserError
+from bebop.errors import UserError, run_as_program
 from bebop.files import atomic_directory
 from bebop.models.tiny import VOCAB_SIZE, tiny_config, tiny_path
 from bebop.runs import RunDirectory
@@ -107,4 +106,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_as_program(main)

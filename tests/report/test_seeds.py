@@ -69,6 +69,9 @@ def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
     paths = [without_evaluation(write_run(tmp_path / "a", (0.2, 0.5))), write_run(tmp_path / "b", (0.2, 0.5))]
     with pytest.raises(UserError, match="evaluation"):
         summary("with", ",".join(paths))
+    Path(paths[0], "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="logged no reward"):
+        summary("begun", paths[0])
 
 
 def without_evaluation(path: str) -> str:
