@@ -18,6 +18,7 @@ from bebop.errors import UserError
 from bebop.tasks.base import Message
 from bebop.tasks.chat import Transcript, transcript
 from bebop.training.samples import Sample
+from bebop.training.transcripts import decoded
 
 SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "content": ...}]}'
 
@@ -36,15 +37,16 @@ def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
 
 
-def parse_line(line: str, where: str) -> Any:
+def parse_line(line: bytes, where: str) -> Any:
+    text = decoded(line, where)
     try:
-        return json.loads(line)
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}); write one row a line, {SHAPE}") from error
 

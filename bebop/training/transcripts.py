@@ -93,16 +93,25 @@ def read_chats(path: Path) -> list[list[Message]]:
         raise UserError(f"there is no file {path}; give a JSONL file with one chat a line")
     return [
         read_chat(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1)
         if line.strip()
     ]
 
 
-def read_chat(line: str, where: str) -> list[Message]:
+def read_chat(line: bytes, where: str) -> list[Message]:
+    text = decoded(line, where)
     try:
-        return [Message(role=one["role"], content=one["content"]) for one in json.loads(line)["messages"]]
+        return [Message(role=one["role"], content=one["content"]) for one in json.loads(text)["messages"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not a chat; write {{"messages": [{{"role": ..., "content": ...}}]}}') from error
+
+
+def decoded(line: bytes, where: str) -> str:
+    """A line of a file; UserError naming the one that is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from error
 
 
 def micro_batches(transcripts: Sequence[Transcript], token_budget: int) -> list[TokenBatch]:

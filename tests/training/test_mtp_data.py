@@ -231,6 +231,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1 is not JSON"):
         read_samples(tmp_path / "rows.jsonl", None)
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROWS[0]).encode() + '\n{"text": "é"}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.jsonl:2 is not UTF-8 .byte 10 of the line.; save the file as UTF-8"):
+        read_samples(tmp_path / "latin.jsonl", None)
     (tmp_path / "rows.parquet").write_text("nonsense")
     with pytest.raises(UserError, match="is not a Parquet file"):
         read_samples(tmp_path / "rows.parquet", None)

@@ -10,7 +10,7 @@ from bebop.models.tiny import tiny_path
 from bebop.tasks.base import Message, Split
 from bebop.tasks.chat import check_chat_format, continue_prompt, open_prompt, transcript
 from bebop.tasks.registry import load_task
-from bebop.training.transcripts import file_transcripts, micro_batches, task_transcripts
+from bebop.training.transcripts import file_transcripts, micro_batches, read_chats, task_transcripts
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,17 @@ def test_chats_of_a_file_come_once_an_epoch_in_a_new_order(tokenizer, tmp_path):
 def test_a_line_that_is_no_chat_is_named(tokenizer, tmp_path, line):
     with pytest.raises(UserError, match=r"chats.jsonl:1 is not a chat"):
         file_transcripts(chats(tmp_path / "chats.jsonl", line), tokenizer, 1, 64, 0)
+
+
+def test_lines_are_utf8_and_end_where_json_ends_them(tmp_path):
+    """U+2028 ends a line for Python's text and is an ordinary character of a JSON string."""
+    chat = {"messages": [{"role": "user", "content": "one\u2028two"}, {"role": "assistant", "content": "three"}]}
+    path = chats(tmp_path / "chats.jsonl", json.dumps(chat, ensure_ascii=False))
+    [[said, _]] = read_chats(path)
+    assert said.content == "one\u2028two"
+    path.write_bytes(path.read_bytes() + b"\n\xff\xfe")
+    with pytest.raises(UserError, match=r"chats.jsonl:2 is not UTF-8 .byte 0 of the line.; save the file as UTF-8"):
+        read_chats(path)
 
 
 def test_a_file_without_anything_to_learn_is_refused(tokenizer, tmp_path):
