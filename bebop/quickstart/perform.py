@@ -58,21 +58,29 @@ def perform(acts: Sequence[Act], directory: Path, stage: Stage) -> None:
 
 
 def run_side_by_side(steps: Sequence[Step], directory: Path, stage: Stage) -> None:
-    """Start all, wait for all; whatever ends this early stops them too."""
-    running: list[Running] = []
+    """Start all, wait for all, mark each when it is done; whatever ends this early stops those that still run."""
+    started: list[Running] = []
     try:
-        running += [Running(step, launch(step, directory), log_of(directory, step.name)) for step in steps]
-        while any(one.process.poll() is None for one in running):
-            for one in running:
-                check(one)
-            stage.watch({one.step.name: last_line(one.log) for one in running if one.process.poll() is None})
+        started += [Running(step, launch(step, directory), log_of(directory, step.name)) for step in steps]
+        running = started
+        while running := still_running(running, directory):
+            stage.watch({one.step.name: last_line(one.log) for one in running})
             time.sleep(POLL_SECONDS)
-        for one in running:
-            check(one)
-            mark_done(directory, one.step)
     finally:
-        for one in running:
+        for one in started:
             stop(one.process)
+
+
+def still_running(watched: Sequence[Running], directory: Path) -> list[Running]:
+    """Those that have not ended; the others are marked as done. UserError where one failed."""
+    codes = [one.process.poll() for one in watched]
+    for one, code in zip(watched, codes, strict=True):
+        if code == 0:
+            mark_done(directory, one.step)
+    for one, code in zip(watched, codes, strict=True):
+        if code:
+            raise failure(one, code)
+    return [one for one, code in zip(watched, codes, strict=True) if code is None]
 
 
 def launch(step: Step, directory: Path) -> subprocess.Popen[bytes]:
@@ -94,13 +102,11 @@ def launch(step: Step, directory: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def check(one: Running) -> None:
-    code = one.process.poll()
-    if code:
-        raise UserError(
-            f"`bebop {' '.join(one.step.arguments)}` failed ({last_line(one.log) or f'exit code {code}'}); "
-            f"see {one.log}, then run the same quickstart again: it goes on there"
-        )
+def failure(one: Running, code: int) -> UserError:
+    return UserError(
+        f"`bebop {' '.join(one.step.arguments)}` failed ({last_line(one.log) or f'exit code {code}'}); "
+        f"see {one.log}, then run the same quickstart again: it goes on there"
+    )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

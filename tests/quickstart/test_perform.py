@@ -91,6 +91,24 @@ def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
     assert not (tmp_path / "done" / "sleeps.json").exists()
 
 
+def test_what_is_done_of_a_wave_that_is_broken_off_stays_done(tmp_path: Path) -> None:
+    """A neighbour that fails later, or a person who calls it off, does not have it repeated."""
+    count = tmp_path / "count"
+    counts = step("counts", f"open({str(count)!r}, 'a').write('x')")
+    mark = tmp_path / "done" / "counts.json"
+    waits = (
+        "import os, time\nfor _ in range(1000):\n"
+        f"    if os.path.exists({str(mark)!r}): raise SystemExit(3)\n    time.sleep(0.01)\nraise SystemExit(4)"
+    )
+    wave = [act("both", side_by_side(counts, step("fails", waits)))]
+    stage = Silent()
+    for _ in range(2):
+        with pytest.raises(UserError, match="exit code 3"):
+            perform(wave, tmp_path, stage)
+    assert count.read_text() == "x"
+    assert {"fails"} in stage.seen
+
+
 def test_the_newest_line_that_says_something(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("first\nsecond \n\n")
