@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from test_report import outline
 
+from bebop.core.grpo import PolicyLoss
 from bebop.engines.base import Completion, DraftStats, StopReason, TokenSource
 from bebop.metrics import MetricsWriter
 from bebop.report.analysis_entropy import fit_bins
@@ -14,8 +17,11 @@ from bebop.report.reading import read_run
 from bebop.report.sections.metrics import meaning
 from bebop.report.write import write_report
 from bebop.rl.config import TrainRL
-from bebop.rl.loop import Observer, train_rl
+from bebop.rl.learner import UpdateReport
+from bebop.rl.loop import Observer, step_metrics, train_rl
 from bebop.rl.metrics_of import draft_metrics
+from bebop.rl.records import Busy, StepGroups
+from bebop.rl.tally import UpdateTally
 from bebop.rl.transcripts import ENTROPY_EDGES, add_to_bins, bins_row
 from bebop.runs import RunDirectory
 
@@ -66,6 +72,33 @@ def test_counters_and_bins_of_the_loop_are_understood(tmp_path: Path) -> None:
     assert run.bins is not None and run.bins.edges == ENTROPY_EDGES
     fit = fit_bins(run.bins)
     assert fit is not None and [one.value for one in fit.acceptances] == [1.0, 0.0, 1.0]
+
+
+def test_importance_is_told_as_it_is_logged() -> None:
+    """Weights of 4 and 1, of which a bound of 2 cuts the first: the mean is theirs, not that of 2 and 1."""
+    tally = UpdateTally(version=1)
+    none_N = torch.zeros(2)
+    loss = PolicyLoss(
+        loss_N=none_N,
+        importance_N=torch.tensor([4.0, 1.0]),
+        is_truncated_N=torch.tensor([True, False]),
+        is_clipped_N=none_N,
+        kl_N=none_N,
+    )
+    batch: Any = SimpleNamespace(behaviour_N=torch.tensor([-2.0, -1.0]), versions_N=torch.zeros(2))
+    tally.add(batch, loss, batch.behaviour_N + loss.importance_N.log())
+    ratio, truncated = (tally.means[f"importance/{name}"] for name in ("ratio", "truncated"))
+    assert (ratio.value, truncated.value) == (pytest.approx(2.5), 0.5)
+    assert "before truncation" in meaning("importance/ratio")
+
+
+def test_the_share_of_generation_is_told_as_it_is_logged() -> None:
+    """Of the step, what the learner waited; engines were busy for longer."""
+    seconds = {"step": 4.0, "exposed_generation": 1.0}
+    report = UpdateReport(version=1, metrics={})
+    metrics = step_metrics(StepGroups(learned=()), report, seconds, Busy(seconds=3.0, row_seconds=3.0))
+    assert metrics["generation_share"] == 0.25
+    assert "the learner waited" in meaning("generation_share")
 
 
 @pytest.mark.slow

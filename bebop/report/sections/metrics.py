@@ -32,7 +32,7 @@ MEANINGS = (
     (r"lag", "updates between a token's sampling and its use, mean per token"),
     (r"lag/max", "largest lag of the step"),
     (r"lag/count@\d+", "tokens of this lag"),
-    (r"importance/ratio", "truncated importance weight, mean per token"),
+    (r"importance/ratio", "importance weight before truncation, mean per token"),
     (r"importance/max", "largest importance weight before truncation"),
     (r"importance/truncated", "share of tokens whose weight was cut"),
     (r"mismatch_kl", "KL of the sampler against the learner on tokens of lag 0, nats"),
@@ -52,7 +52,7 @@ MEANINGS = (
     (r"time/publication", "seconds of handing the new weights over"),
     (r"time/checkpoint", "seconds of saving a checkpoint"),
     (r"time/tokens_per_second", "tokens per second"),
-    (r"generation_share", "share of the step spent generating"),
+    (r"generation_share", "share of the step that the learner waited for rollouts"),
 )
 
 
