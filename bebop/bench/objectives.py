@@ -30,7 +30,7 @@ from bebop.bench.objective_lab import Lab, open_lab
 from bebop.bench.objective_table import write_results
 from bebop.config import load_config
 from bebop.errors import run_as_program
-from bebop.training.allocator import keep_freed_memory
+from bebop.training.allocator import prepare_memory_for_training
 
 MAX_GROWTH = 2
 """Learning rates that a grid may gain at its ends."""
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
     """``[CONFIG] [KEY=VALUE]...``"""
     path = Path(words[0]) if words and "=" not in words[0] else None
     bench = load_config(ObjectiveBench, path, words[1:] if path else words)
-    keep_freed_memory()
+    prepare_memory_for_training()
     lab = open_lab(bench, ["python", "-m", "bebop.bench.objectives", *words])
     results: list[ArmResult] = []
     for result in measured(lab):

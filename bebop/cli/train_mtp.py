@@ -18,7 +18,7 @@ from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
 from bebop.tasks.registry import load_task
-from bebop.training.allocator import keep_freed_memory
+from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.collect import collected
 from bebop.training.draft_vocabulary import WrittenTokens
 from bebop.training.hidden import HiddenSource, in_memory, on_disk, recomputed
@@ -48,7 +48,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """
     settings = resolve(TrainMTP, config, overrides, dry_run=dry_run)
     device = chosen_device(settings.device)
-    keep_freed_memory()
+    prepare_memory_for_training()
     with training_world(device.type) as world:
         train(settings, world, world.device(device))
 

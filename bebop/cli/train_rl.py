@@ -20,7 +20,7 @@ from bebop.rl.config import TrainRL
 from bebop.rl.fleet import Interrupted
 from bebop.rl.loop import Observer, train_rl
 from bebop.runs import RunDirectory
-from bebop.training.allocator import keep_freed_memory
+from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
 
 MAY_DIFFER = (
@@ -42,7 +42,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """
     settings = resolve(TrainRL, config, overrides, dry_run=dry_run)
     check_output(settings.output)
-    keep_freed_memory()
+    prepare_memory_for_training()
     if settings.resume == "never" and RunDirectory(settings.run).holds_something:
         raise UserError(f"{settings.run} is there already; name another run=DIRECTORY or set resume=auto")
     with open_run(settings.run, settings, settings.seed, MAY_DIFFER) as run:

@@ -12,7 +12,7 @@ from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.tasks.chat import check_chat_format
 from bebop.tasks.registry import load_task
-from bebop.training.allocator import keep_freed_memory
+from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
 from bebop.training.sft import StepReport, TrainSFT, train_sft
 from bebop.training.transcripts import TranscriptSource, file_transcripts, task_transcripts
@@ -33,7 +33,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
     """
     settings = resolve(TrainSFT, config, overrides, dry_run=dry_run)
     check_output(output_path(settings.output))
-    keep_freed_memory()
+    prepare_memory_for_training()
     device = chosen_device(settings.device)
     policy = load_policy(settings.policy, dtype=chosen_dtype(settings.dtype, device), device=device, head=settings.head)
     source = open_source(settings, policy)

@@ -7,6 +7,7 @@ The parts are plain objects; another placement (several machines) holds ``Rollou
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=dict(os.environ),  # not the C library's, where ``training.allocator`` bounds the learner's kernels
                 process_group=0,  # Ctrl-C is for the learner, which lets the workers end in order
             )
         self._channel = Channel(ours)
