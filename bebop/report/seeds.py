@@ -76,6 +76,7 @@ def main(words: Sequence[str]) -> None:
     print("\n".join(sentence(one) for one in comparisons))
     if file is not None:
         report = {"arms": [asdict(one) for one in arms], "comparisons": [asdict(one) for one in comparisons]}
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
