@@ -62,12 +62,16 @@ def accept_lengths(directory: Path) -> dict[str, dict[str, float]]:
 
 def learning(directory: Path) -> list[str]:
     lines = []
-    base = None
+    base: tuple[float, float] | None = None
     for path in sorted(directory.glob(f"{RUN}*"), key=lambda path: (path.name != "rl-plain", path.name)):
         rows = RunDirectory.open(path).metrics()
-        seconds, length = total_of(rows, SECONDS_PER_STEP), mean_of(rows, "mtp/accept_length")
-        base = base or seconds
-        gain = "" if path.name == "rl-plain" else f", {base / seconds:.2f} times as fast"
+        seconds, tokens = total_of(rows, SECONDS_PER_STEP), total_of(rows, "tokens")
+        length = mean_of(rows, "mtp/accept_length")
+        base = base or (seconds, tokens)
+        gain = "" if path.name == "rl-plain" else f", {base[0] / seconds:.2f} times as fast"
+        if gain and tokens and base[1]:
+            # Updates that replace more groups, or whose answers are longer, are more work.
+            gain += f" ({base[0] / base[1] * tokens / seconds:.2f} per token)"
         drafted = f", accept length {length.value:.2f}" if length.count else ""
         lines.append(f"{path.name.removeprefix(RUN)}: {seconds:.0f} s for {last_step(rows)} updates{gain}{drafted}")
         lines.append(f"  held-out reward {heldout(rows)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bebop.report.analysis import Estimate, pooled
 from bebop.report.analysis_entropy import TELLING_STEPS, fit_steps
-from bebop.report.analysis_time import break_even, speed_up, step_time
+from bebop.report.analysis_time import break_even, speed_up, step_time, token_speed_up
 from bebop.report.comparison import Arm, Comparison
 from bebop.report.runlog import RunLog
 from bebop.report.sections.head_cost import served_by
@@ -96,7 +96,10 @@ def step_number(comparison: Comparison, arm: Arm) -> Number | None:
     ratio = speed_up(comparison.baseline, arm.run) if comparison.baseline else None
     if ratio is None or comparison.baseline is arm.run:
         return number("step time", own.step, seconds, "mean over the steps after the first")
-    against = f"mean step time of {comparison.baseline.name if comparison.baseline else ''} over this run's"
+    assert comparison.baseline is not None
+    by_token = token_speed_up(comparison.baseline, arm.run)
+    against = f"mean step time of {comparison.baseline.name} over this run's"
+    against += f"; per token {times(by_token.value)}" if by_token else ""
     return number("faster steps", ratio, times, against)
 
 
