@@ -94,9 +94,10 @@ class Law:
         return Law(masses=masses, rest=self.rest)
 
     def sample(self, num_samples: int, generator: torch.Generator) -> list[Tokens]:
-        """Independent draws from the enumerated completions."""
-        outcomes = list(self.masses)
-        weights = torch.tensor([self.masses[outcome] for outcome in outcomes], dtype=torch.float64)
+        """Independent draws; one from the rest is (), which no completion is."""
+        whole = {**self.masses, (): self.rest} if self.rest > 0 else self.masses
+        outcomes = list(whole)
+        weights = torch.tensor(list(whole.values()), dtype=torch.float64)
         drawn = torch.multinomial(weights, num_samples, replacement=True, generator=generator)
         return [outcomes[index] for index in drawn.tolist()]
 

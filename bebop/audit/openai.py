@@ -68,7 +68,10 @@ class ServerEngine:
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         """The server's answer; UserError where there is none or it refuses, RuntimeError where it failed."""
         connect = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = connect(self._host, timeout=_SECONDS)
+        try:
+            connection = connect(self._host, timeout=_SECONDS)
+        except http.client.InvalidURL as error:
+            raise UserError(f"{self._url} is no address of a server ({error}); write http://HOST:PORT") from error
         data = None if body is None else json.dumps(body)
         try:
             connection.request(method, self._path + path, data, {"Content-Type": "application/json"})

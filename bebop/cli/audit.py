@@ -33,6 +33,8 @@ _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_SUPPORTED: 
 _BFLOAT16 = {"law_tolerance": 0.02, "logprob_tolerance": 0.05}
 """For servers, which mostly compute in bfloat16, while the exact law is computed in float32."""
 
+_PROMPT = "Once upon a time"
+
 _QUICK = "One format, two heads, few samples: within 45 seconds for embedded."
 _FORMATS = "Formats of the policies written, with commas: mimo, qwen3_5, eagle."
 _CHECKS = "Only these checks or groups of them, such as law,stops/token."
@@ -54,7 +56,7 @@ def command(
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help=_BFLOAT16_HELP)] = False,
     policy: Annotated[str | None, typer.Option(help=_POLICY)] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
-    prompt: Annotated[str, typer.Option(help="For a URL: the text that is continued.")] = "Once upon a time",
+    prompt: Annotated[str, typer.Option(help="For a URL: the text that is continued.")] = _PROMPT,
     as_released: Annotated[bool, typer.Option("--as-released", help=_AS_RELEASED)] = False,
     plant: Annotated[str | None, typer.Option(help=_PLANT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -77,9 +79,15 @@ def command(
         served = Served(url=engine, directory=_served_policy(engine, policy), model=model, prompt=prompt)
         report = audit_server(served, replace(plan, **_BFLOAT16), _told)
     else:
+        if policy is not None or model is not None or prompt != _PROMPT:
+            raise UserError(
+                f"{engine} is audited on policies that the audit writes; drop --policy, --model and --prompt, or serve "
+                "your checkpoint and give the server's URL"
+            )
         subject = subject_named(engine, rule, as_released=as_released)
         with _plant(engine, rule, plant):
             report = audit(subject, _with_formats(plan, subject, formats), _told)
+    check_answered(report, plan)
     print(json.dumps(as_data(report), indent=2)) if as_json else print_report(report, Console())
     if not report.passed:
         raise typer.Exit(1)
@@ -96,9 +104,22 @@ def make_plan(*, quick: bool, samples: int | None, checks: str, seed: int, bfloa
     return plan if samples is None else replace(plan, num_samples=samples)
 
 
+def check_answered(report: AuditReport, plan: AuditPlan) -> None:
+    """UserError where something asked for by name was not looked at: no verdict on it is no pass."""
+    seen = {name for result in report.results for name in (result.check, result.check.partition("/")[0])}
+    missing = [name for name in plan.only if name not in seen]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} cannot be looked at in {report.engine} with these options; "
+            f"drop {'it' if len(missing) == 1 else 'them'} from --checks"
+        )
+
+
 def subject_named(engine: str, rule: str, *, as_released: bool) -> Subject:
     """What ``engine`` names; UserError where it names nothing."""
     match engine:
+        case "embedded" if as_released:
+            raise UserError("--as-released leaves a defect of vLLM's CPU build as it is; embedded has none, so drop it")
         case "embedded":
             return EmbeddedSubject(rule=rule)
         case "vllm":

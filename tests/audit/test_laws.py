@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bebop.audit.checks.law import view_fits
 from bebop.audit.checks.stops import likeliest_pair
 from bebop.audit.exact import ExactPolicy, logprob_table
 from bebop.audit.laws import PrefixLogits, ends_after, ends_with_text, enumerate_law, mixture
@@ -59,6 +60,9 @@ def test_the_rare_is_lumped_and_nothing_is_lost(policy: Policy) -> None:
     whole, lumped = enumerate_law(conditional, ends_after(2)), enumerate_law(conditional, ends_after(2), floor=0.02)
     assert whole.rest == 0 and 0.05 < lumped.rest < 0.95
     assert sum(lumped.masses.values()) + lumped.rest == pytest.approx(1)
+    drawn = lumped.sample(4000, torch.Generator().manual_seed(0))
+    assert view_fits("own", drawn, lumped, {"whole": lambda tokens: tokens})[0].p_value > 1e-3
+    assert drawn.count(()) == pytest.approx(4000 * lumped.rest, abs=150)
     assert all(lumped.masses[tokens] == pytest.approx(whole.masses[tokens]) for tokens in lumped.masses)
 
 

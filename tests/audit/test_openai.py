@@ -141,3 +141,20 @@ def test_a_greedy_tokens_log_prob_is_a_raw_one(directory: Path, serve: Serve) ->
 def test_options_of_other_engines_are_refused_for_a_server() -> None:
     with pytest.raises(UserError, match="drop --rule, --formats, --as-released and --plant"):
         command("http://127.0.0.1:9", policy="tiny", plant="argmax")
+
+
+def test_options_of_a_server_are_refused_for_other_engines() -> None:
+    with pytest.raises(UserError, match="drop --policy, --model and --prompt"):
+        command("embedded", policy="checkpoints/mine")
+    with pytest.raises(UserError, match="--as-released leaves a defect of vLLM's"):
+        command("embedded", as_released=True)
+
+
+def test_a_check_that_cannot_be_made_is_no_pass(directory: Path, serve: Serve) -> None:
+    with pytest.raises(UserError, match="stops, weights cannot be looked at in http"):
+        command(serve(), quick=True, samples=100, policy=str(directory), checks="law,stops,weights", prompt="abc")
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(UserError, match=r"abc is no address of a server .*write http://HOST:PORT"):
+        ServerEngine("http://127.0.0.1:abc", None)
