@@ -19,6 +19,7 @@ from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.errors import UserError
 from bebop.models.policy import load_policy, recommended_dtype
 from bebop.tasks.base import Split
+from bebop.tasks.chat import check_chat_format
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
 from bebop.tasks.evaluation import TaskScore, plans, score
 from bebop.tasks.registry import load_task
@@ -32,6 +33,7 @@ def command(
     temperature: TemperatureOption = 1.0,
     draft: Annotated[int, typer.Option(min=0, help="Draft tokens a round; 0 samples without the head.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
+    max_turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a turn is cut off.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -39,12 +41,13 @@ def command(
 
     Example: bebop eval-policy tiny --tasks math,agent --problems 200
     """
-    settings = EpisodeSettings(sampling=sampling_at(temperature))
+    settings = EpisodeSettings(sampling=sampling_at(temperature), max_turn_tokens=max_turn_tokens)
     chosen = [load_task(name, seed) for name in tasks.split(",")]
     device = default_device()
     loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
     if loaded.tokenizer is None:
         raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
+    check_chat_format(loaded.tokenizer)
     engine = EmbeddedEngine(loaded, EmbeddedOptions(max_rows=rows, num_draft_tokens=draft))
     wanted = list(plans(chosen, split, range(problems)))
     rollouts = []

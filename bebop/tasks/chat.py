@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from bebop.errors import UserError
@@ -58,15 +59,21 @@ def transcript(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
 
 
 def check_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless the tokenizer's own chat template is the ChatML written here."""
+    """Raise UserError unless the tokenizer's own chat template is the ChatML written here and its marks are tokens."""
+    remedy = "give the policy a plain ChatML template, or give sequences of your own as rows of tokens and is_model"
     messages = [Message(role="system", content="s"), Message(role="user", content="u")]
     as_template = [{"role": one.role, "content": one.content} for one in messages]
-    theirs = tokenizer.apply_chat_template(as_template, add_generation_prompt=True, tokenize=False)
+    try:
+        theirs = tokenizer.apply_chat_template(as_template, add_generation_prompt=True, tokenize=False)
+    except (ValueError, TemplateError) as error:
+        raise UserError(
+            f"the tokenizer's chat template does not render a system and a user message ({error}); {remedy}"
+        ) from error
     ours = "".join(map(render, messages)) + HEADER
     if theirs != ours:
-        raise UserError(
-            f"the tokenizer's chat template renders {theirs!r} where the tasks write {ours!r}; use a ChatML policy"
-        )
+        raise UserError(f"the tokenizer's chat template renders {theirs!r} where the tasks write {ours!r}; {remedy}")
+    if len(encode(tokenizer, TURN_END)) != 1:
+        raise UserError(f"{TURN_END} is no single token of the tokenizer, so that turns have no end; {remedy}")
 
 
 def render(message: Message) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bebop.errors import UserError
 from bebop.tasks.base import Message
-from bebop.tasks.chat import Transcript, transcript
+from bebop.tasks.chat import Transcript, check_chat_format, transcript
 from bebop.training.samples import Sample
 from bebop.training.transcripts import decoded
 
@@ -102,6 +102,7 @@ def as_sample(row: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -
 def tokenised(messages: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Transcript:
     if tokenizer is None:
         raise UserError(f"{where} is a chat and the policy has no tokenizer; give rows with tokens and is_model")
+    check_chat_format(tokenizer)
     try:
         return transcript(tokenizer, [Message(role=one["role"], content=one["content"]) for one in messages])
     except (KeyError, TypeError, ValueError) as error:

@@ -26,6 +26,21 @@ def test_the_chat_is_what_the_tokenizers_template_renders(tokenizer):
         check_chat_format(tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "does not render a system and a user message"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("<think>", "rows of tokens and is_model"),
+    ],
+)
+def test_a_chat_that_the_tasks_cannot_speak_is_refused_with_a_way_out(template, message):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_path())
+    tokenizer.chat_template = tokenizer.chat_template + template if template == "<think>" else template
+    with pytest.raises(UserError, match=message):
+        check_chat_format(tokenizer)
+
+
 def test_a_transcript_is_the_rendered_chat_and_marks_the_models_turns(tokenizer):
     messages = load_task("agent").demonstration(load_task("agent").problem(Split.TRAIN, 1), 0)
     made = transcript(tokenizer, messages)
