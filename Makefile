@@ -64,8 +64,8 @@ format: $(VENV)/.installed-dev ## rewrite the source as `make lint` wants it
 tiny-policy: $(VENV)/.installed ## train the shipped policy again, backbone and head; about 80 minutes
 	@scripts/make_tiny_policy.sh
 
-clean: ## remove the environments and caches; runs are kept
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and caches; runs and trained policies are kept
+	rm -rf $(VENV) $(VLLM_VENV) dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -67,7 +67,8 @@ def _remedy(path: KeyPath, model: type[BaseModel]) -> str:
     near = difflib.get_close_matches(path[-1], names, n=1)
     if near:
         return f"did you mean {'.'.join(names[near[0]])}?"
-    elsewhere = {known_path[-1]: known_path for known_path in reversed(known)}
+    # Of keys that are called alike, the first of the outermost.
+    elsewhere = {known_path[-1]: known_path for known_path in sorted(reversed(known), key=len, reverse=True)}
     near = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.75)
     if near:
         return f"did you mean {'.'.join(elsewhere[near[0]])}?"
@@ -77,7 +78,8 @@ def _remedy(path: KeyPath, model: type[BaseModel]) -> str:
 
 
 def _paths(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         yield (*prefix, name)
         for section in _sections(field.annotation):
             yield from _paths(section, (*prefix, name))

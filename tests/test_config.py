@@ -83,9 +83,20 @@ def test_a_partial_section_within_a_section_does_so_too() -> None:
     assert load_config(Outer, None, ["middle.inner.depth=2"]).middle.inner == Inner(width=5, depth=2)
 
 
-def test_of_two_keys_with_the_misplaced_name_the_first_is_meant() -> None:
-    with pytest.raises(UserError, match=r"did you mean middle\.inner\.depth\?"):
+def test_of_keys_with_the_misplaced_name_the_outermost_and_then_the_first_is_meant() -> None:
+    with pytest.raises(UserError, match=r"did you mean last\.depth\?"):
         load_config(Outer, None, ["depth=2"])
+    with pytest.raises(UserError, match=r"did you mean middle\.width\?"):
+        load_config(Outer, None, ["width=2"])
+
+
+class Aliased(ConfigModel):
+    asynchronous: int = Field(default=1, alias="async")
+
+
+def test_a_key_is_named_as_it_is_written() -> None:
+    with pytest.raises(UserError, match="the keys here are async"):
+        load_config(Aliased, None, ["asynchronous=0"])
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

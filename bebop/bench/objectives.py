@@ -10,7 +10,7 @@
 3. Every objective goes on from the tuning seed's start at every learning rate; while the best one is the smallest or
    the largest of the grid, the grid grows. The one with the highest acceptance on the tuning rollouts is taken.
 4. Every objective goes on from every seed's start at that rate; acceptance is estimated on the held-out rollouts for
-   every rule (spec, section 4), and, if asked for, played by the engine.
+   every rule (docs/math.md), and, if asked for, played by the engine.
 5. For comparison, the same number of steps in all from a fresh head, with the warm-up that `bebop train-mtp` has.
 
 With ``from_fresh`` steps 3 and 4 compare whole trainings instead, all from the seed's fresh head, and 5 falls away.

@@ -48,7 +48,7 @@ COMMANDS = (
     Command(
         name="bench",
         target="bebop.cli.bench:bench_app",
-        summary="Time decoding (decode) and the head's loss (loss) on this machine.",
+        summary="Time decoding, learning and the head's loss on this machine.",
         panel="Start here",
     ),
     Command(
@@ -66,7 +66,7 @@ COMMANDS = (
     Command(
         name="policy",
         target="bebop.cli.policy:policy_app",
-        summary="Look into a checkpoint (show), put a head into one (stitch).",
+        summary="Look into a checkpoint (show), give it a head (stitch) or a draft vocabulary.",
         panel="Policies",
     ),
     Command(

@@ -61,7 +61,7 @@ def step_lines(plan: Plan) -> Iterator[str]:
 def head_lines(plan: Plan) -> Iterator[str]:
     head = plan.head
     if head is None:
-        yield "head: give --head with --run, or with --step-seconds"
+        yield "head: give --head with --run, or with --generation-share and --step-seconds"
     elif head.break_even_steps is None:
         yield f"head: {seconds(head.training_seconds)} of training are never won back"
     else:

@@ -88,7 +88,7 @@ def stitch(
 ) -> None:
     """Put a trained head into a checkpoint without loading its backbone; every other tensor keeps its bytes.
 
-    Example: [bold]bebop policy stitch Qwen3.5-4B runs/head/policy Qwen3.5-4B-bebop[/bold]
+    Example: [bold]bebop policy stitch Qwen3.5-4B heads/e2e_tv Qwen3.5-4B-bebop[/bold]
     """
     report = stitch_head(base, head, out, link=link)
     trained_on = f", trained on backbone {report.trained_on[:12]}" if report.trained_on else ""

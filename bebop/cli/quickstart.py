@@ -32,7 +32,7 @@ def command(
     made = policy_path if is_checkpoint(policy_path) else None
     acts = plan(scale, directory, made)
     if dry_run:
-        print("\n".join(commands(acts)))
+        print("\n".join(commands(acts, directory)))
         return
     console = Console()
     minutes = scale.total_minutes(made)

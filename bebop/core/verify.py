@@ -13,7 +13,7 @@ leftovers. Nothing is read back from the device.
 ==============  ==========================================  ==========================  =======
 rule            chance of draft k                           accepted length             source
 ==============  ==========================================  ==========================  =======
-`target_only`   p(y), y deterministic (its q is a one-hot)  leading run of successes    spec 3, P 1
+`target_only`   p(y), y deterministic (its q is a one-hot)  leading run of successes    P 1
 `rejection`     min(1, p(y) / q(y))                         leading run of successes    arXiv 2211.17192, P 2
 `block`         h_k, from the whole prefix                  the last success            arXiv 2403.10444
 `coupled`       none: draft equals the target's own draw    leading run of equalities   arXiv 2408.07978

@@ -64,6 +64,8 @@ def training_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
+        if not Path(text).is_dir():
+            raise UserError(f"--head has {text!r}; give seconds, or a run directory of `bebop train-mtp`") from None
         seconds = read_run(Path(text), []).seconds
     if not math.isfinite(seconds) or seconds < 0:
         raise UserError(f"the training time of {text} is not known; give seconds, or a run of `bebop train-mtp`")

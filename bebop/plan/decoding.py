@@ -1,4 +1,4 @@
-"""How much faster drafting makes decoding, predicted from acceptance and the cost of a round (spec, section 7).
+"""How much faster drafting makes decoding, predicted from acceptance and the cost of a round (docs/math.md).
 
 Speed-up with K drafts = accept length(K) x seconds of a round without drafts / seconds of a round with K. A batch's
 rounds take longer the more tokens they verify, so the speed-up falls with the batch until K = 0 is best.

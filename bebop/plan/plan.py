@@ -202,7 +202,8 @@ def judge(plan: Plan, num_steps: int | None) -> tuple[bool, str]:
         stops = plan.stops_paying_at
         edge = f"; below batch {stops} it pays" if stops is not None and 1 < stops <= plan.rollout_batch else ""
         best = f"the best draft length decodes {plan.best_speed_up:.2f} times as fast as none"
-        return False, f"Do not use it: at batch {plan.rollout_batch} {best if plan.num_drafts == 0 else at}{edge}."
+        told = f"at batch {plan.rollout_batch} {best}" if plan.num_drafts == 0 else at
+        return False, f"Do not use it: {told}{edge}."
     if step is not None and not step.pays:
         return False, f"Do not use it: {at}, but steps gain {step.speed_up:.2f} times: they spend their time elsewhere."
     told = at if step is None else f"{at} and {step.told}"

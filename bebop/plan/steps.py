@@ -1,4 +1,4 @@
-"""What faster generation does to a step of RL (spec, section 7)."""
+"""What faster generation does to a step of RL (docs/math.md)."""
 
 from __future__ import annotations
 

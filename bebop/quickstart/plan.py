@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,11 @@ def config(name: str) -> str:
     return str(CONFIGS / f"{name}.yaml")
 
 
-def commands(acts: Sequence[Act]) -> list[str]:
-    """What would be run, for ``--dry-run``."""
-    return ["bebop " + " ".join(step.arguments) for act in acts for step in act.steps]
+def commands(acts: Sequence[Act], directory: Path) -> list[str]:
+    """What would be run, for ``--dry-run``, to be typed into a shell; later commands read what earlier ones print."""
+    typed = [
+        f"bebop {shlex.join(step.arguments)} > {shlex.quote(str(output_of(directory, step.name)))}"
+        for act in acts
+        for step in act.steps
+    ]
+    return [f"mkdir -p {shlex.quote(str(directory / 'out'))}", *typed]

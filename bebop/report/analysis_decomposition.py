@@ -1,6 +1,6 @@
 """Why the accept length changed during a run: the policy's entropy, or a head that no longer fits.
 
-Two answers (spec, section 6). The paper's (P 16) needs nothing but the log: the change that the entropy's change
+Two answers (docs/math.md). The paper's (P 16) needs nothing but the log: the change that the entropy's change
 predicts, and the rest. The better one needs a head refitted on the final policy and no line.
 
 Shapes: T steps, R resamples.

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5Tex
 
 from bebop.errors import UserError, run_as_program
 from bebop.files import atomic_directory
+from bebop.models.checkpoint import new_directory
 from bebop.models.tiny import VOCAB_SIZE, tiny_config, tiny_path
 from bebop.runs import RunDirectory
 from bebop.tasks.base import Split, Task
@@ -45,7 +46,7 @@ def write_initial_policy(path: Path, config: Qwen3_5TextConfig, tasks: Sequence[
     end, padding = (tokenizer.convert_tokens_to_ids(name) for name in (TURN_END, SPECIAL[0]))
     backbone.config.update({"eos_token_id": end, "pad_token_id": padding})
     backbone.generation_config.update(eos_token_id=end, pad_token_id=padding)
-    with atomic_directory(path) as part:
+    with new_directory(path) as part:
         backbone.save_pretrained(part)
         tokenizer.save_pretrained(part)
 

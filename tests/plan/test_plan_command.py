@@ -121,7 +121,7 @@ def test_rows_that_the_run_logged_come_before_its_setting(tmp_path: Path) -> Non
         (("--acceptance", "0.8", "--generation-share", "70"), "between 0 and 1"),
         (("--bench", "absent.json"), "make one with `bebop bench decode absent.json --json`"),
         (("--bench", "x.json", "--policy", "tiny"), "give one of them"),
-        (("--acceptance", "0.8", "--head", "absent"), "there is no run absent"),
+        (("--acceptance", "0.8", "--head", "absent"), "--head has 'absent'; give seconds, or a run directory"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The quickstart's commands are commands: each parses, and its configuration resolves with its overrides."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,18 @@ def test_every_command_can_be_run(policy: str, tmp_path: Path) -> None:
     assert problems == []
 
 
+def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
+    lines = commands(plan(SCALES["tiny"], tmp_path), tmp_path)
+    assert lines[0] == f"mkdir -p {tmp_path}/out"
+    printed = [line.rpartition(" > ")[2] for line in lines[1:]]
+    (report,) = (shlex.split(line) for line in lines if line.startswith("bebop report"))
+    assert "Bebop quickstart" in report
+    assert {word for word in report[:-2] if "/out/" in word} < set(printed)
+
+
 def test_the_arms_differ_in_the_head_alone(tmp_path: Path) -> None:
-    lines = [line for line in commands(plan(SCALES["tiny"], tmp_path)) if line.startswith("bebop train-rl")]
-    settings = [set(line.split()) for line in lines]
+    lines = [line for line in commands(plan(SCALES["tiny"], tmp_path), tmp_path) if line.startswith("bebop train-rl")]
+    settings = [set(shlex.split(line.partition(" > ")[0])) for line in lines]
     shared = set.intersection(*settings)
     assert len(lines) == 3
     assert {word.partition("=")[0] for words in settings for word in words - shared} == {

@@ -143,7 +143,7 @@ def test_a_frozen_head_that_the_learner_changed_is_caught():
     run = Run(tied=True)
     with torch.no_grad():
         run.learner_policy.head.output_norm.weight += 1
-    with pytest.raises(UserError, match=r"frozen .*\(output_norm\.weight\); set mtp\.mode=online"):
+    with pytest.raises(UserError, match=r"frozen .*\(output_norm\.weight\); start the same command again"):
         run.publish()
 
 

