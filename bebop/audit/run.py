@@ -23,8 +23,9 @@ from bebop.audit.judge import judge
 from bebop.audit.plan import AuditPlan
 from bebop.audit.policies import DraftKind, PolicyRecipe, build_policy, write_policy
 from bebop.audit.records import AuditReport, Evidence
-from bebop.audit.subjects import Subject, quiet_transformers
+from bebop.audit.subjects import Subject
 from bebop.audit.survey import Session, WrittenPolicy, take_survey
+from bebop.models.quiet import quiet_transformers
 
 Told = Callable[[str], None]
 """Called with what is looked at next."""

@@ -21,10 +21,10 @@ from bebop.audit.openai import ServerEngine
 from bebop.audit.plan import AuditPlan, make_cases
 from bebop.audit.records import AuditReport, Evidence
 from bebop.audit.run import Told, outlived
-from bebop.audit.subjects import quiet_transformers
 from bebop.audit.survey import Session, take_survey
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy
+from bebop.models.quiet import quiet_transformers
 
 _SMALL_VOCABULARY = 26
 """Up to this many tokens, every completion of four is told apart; above it, of two, the likely ones."""

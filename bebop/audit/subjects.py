@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from bebop.audit.policies import Format
 from bebop.engines.base import Engine
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bebop.engines.vllm import VllmEngine, VllmOptions
 from bebop.models.policy import load_policy
+from bebop.models.quiet import quiet_transformers
 
 _MAX_ROWS = 2048
 _VLLM_ROWS = 256
@@ -84,17 +82,3 @@ class VllmSubject:
         )
         with quiet_transformers():
             return VllmEngine(directory, options)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports: an audit opens many policies."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

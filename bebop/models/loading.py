@@ -27,6 +27,7 @@ from bebop.models.fresh import initialise_head
 from bebop.models.head import MTPHead, head_config
 from bebop.models.names import resolve_name
 from bebop.models.naming import EMBEDDING, LM_HEAD, Slot, head_slot, stored_head_name
+from bebop.models.quiet import is_watched, quiet_transformers
 from bebop.models.record import Policy, build_head
 from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec, same_bytes, stored_dtype
@@ -138,9 +139,10 @@ def read_draft_config(draft: Path, backbone_config: PreTrainedConfig) -> PreTrai
 
 
 def _load_backbone(spec: PolicySpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    backbone = AutoModelForCausalLM.from_pretrained(
-        spec.directory, config=spec.config, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    with quiet_transformers(bars=is_watched()):
+        backbone = AutoModelForCausalLM.from_pretrained(
+            spec.directory, config=spec.config, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     nn.Module.to(backbone, device)
     return backbone.eval()
 

@@ -22,6 +22,7 @@ from bebop.models.contracts import HeadContract
 from bebop.models.head import MTPHead
 from bebop.models.metadata import HeadRecord, write_head_record
 from bebop.models.plan import plan_backbone, plan_inline_head, plan_new_head
+from bebop.models.quiet import is_watched, quiet_transformers
 from bebop.models.record import Policy
 from bebop.models.shards import TORCH_DTYPES, write_shard
 from bebop.models.spec import PolicySpec, read_spec, stored_dtype
@@ -49,7 +50,8 @@ def save_policy(policy: Policy, path: str | Path) -> None:
 
 def _materialise(policy: Policy, directory: Path) -> None:
     """Backbone, config and tokenizer of a policy that has no source, as transformers saves them."""
-    policy.backbone.save_pretrained(directory)
+    with quiet_transformers(bars=is_watched()):
+        policy.backbone.save_pretrained(directory)
     if policy.tokenizer is not None:
         policy.tokenizer.save_pretrained(directory)
     contract = policy.contract

@@ -81,7 +81,8 @@ class ServedHead:
             if trained != served:
                 raise UserError(
                     f"this {contract.name} head was made with {name}={trained}, and SGLang serves {name}={served} "
-                    f"whatever the checkpoint says; train the head with {name}={served} to serve it there"
+                    f"whatever the checkpoint says; train the head with {name}={served} in the "
+                    "checkpoint's bebop.json to serve it there"
                 )
 
 
