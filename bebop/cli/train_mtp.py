@@ -31,7 +31,7 @@ from bebop.training.sample_files import read_samples
 from bebop.training.samples import Sample, by_length, epochs, usable
 
 MAY_DIFFER = (
-    *("steps", "output", "draft_vocabulary", "checkpoint_every", "log_every", "dashboards"),
+    *("steps", "run", "output", "draft_vocabulary", "checkpoint_every", "log_every", "dashboards"),
     *("data.micro_batch_tokens", "data.hidden", "unroll.recompute"),
     *(f"optimiser.{one}" for one in STEP_SIZES),
 )

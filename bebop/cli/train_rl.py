@@ -24,7 +24,7 @@ from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
 
 MAY_DIFFER = (
-    *("steps", "output", "resume", "evaluation", "checkpoint_every", "transcripts_per_step", "dashboards"),
+    *("steps", "run", "output", "resume", "evaluation", "checkpoint_every", "transcripts_per_step", "dashboards"),
     *(f"learner.optimiser.{one}" for one in STEP_SIZES),
     *(f"mtp.online.optimiser.{one}" for one in STEP_SIZES),
     *("learner.micro_batch_tokens", "threads", "mtp.mode", "mtp.rule", "mtp.k", "mtp.draft_vocabulary"),

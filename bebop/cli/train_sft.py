@@ -18,7 +18,7 @@ from bebop.training.sft import StepReport, TrainSFT, train_sft
 from bebop.training.transcripts import TranscriptSource, file_transcripts, task_transcripts
 
 MAY_DIFFER = (
-    *("steps", "output", "checkpoint_every", "log_every", "data.micro_batch_tokens"),
+    *("steps", "run", "output", "checkpoint_every", "log_every", "data.micro_batch_tokens"),
     *(f"optimiser.{one}" for one in STEP_SIZES),
 )
 """Settings with which a run can go on although it was started with others."""
