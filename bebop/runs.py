@@ -21,7 +21,7 @@ from typing import TypeVar
 import bebop
 from bebop.config import ConfigModel, different_settings, load_config, to_yaml
 from bebop.errors import UserError
-from bebop.files import atomic_directory, atomic_file, atomic_write
+from bebop.files import atomic_write
 from bebop.hardware import hardware_line
 from bebop.metrics import Dashboard, Mean, MetricsRow, MetricsWriter, read_metrics
 
@@ -201,9 +201,6 @@ __all__ = [
     "MetricsWriter",
     "Provenance",
     "RunDirectory",
-    "atomic_directory",
-    "atomic_file",
-    "atomic_write",
     "read_metrics",
     "source_revision",
     "versions",

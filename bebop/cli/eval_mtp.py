@@ -19,7 +19,7 @@ from bebop.engines.embedded.rules import rule_named
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, recommended_dtype
 from bebop.tasks.base import Split
-from bebop.tasks.chat import check_chat_format
+from bebop.tasks.chat import chat_tokenizer
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
 from bebop.training.acceptance_report import TaskResult, check_same_target, evaluate_task
@@ -93,7 +93,5 @@ def open_policy(name: str) -> Policy:
     policy = load_policy(name, dtype=recommended_dtype(device), device=device)
     if policy.head is None:
         raise UserError(f"the policy {name} has no MTP head to evaluate; train one with `bebop train-mtp`")
-    if policy.tokenizer is None:
-        raise UserError(f"the policy {name} has no tokenizer; add its tokenizer.json to the directory")
-    check_chat_format(policy.tokenizer)
+    chat_tokenizer(policy.tokenizer, name)
     return policy

@@ -16,10 +16,9 @@ from bebop.cli.progress import progress
 from bebop.cli.sampling import TemperatureOption, sampling_at
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
-from bebop.errors import UserError
 from bebop.models.policy import load_policy, recommended_dtype
 from bebop.tasks.base import Split
-from bebop.tasks.chat import check_chat_format
+from bebop.tasks.chat import chat_tokenizer
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
 from bebop.tasks.evaluation import TaskScore, plans, score
 from bebop.tasks.registry import load_task
@@ -45,14 +44,12 @@ def command(
     chosen = [load_task(name, seed) for name in tasks.split(",")]
     device = default_device()
     loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
-    if loaded.tokenizer is None:
-        raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
-    check_chat_format(loaded.tokenizer)
+    tokenizer = chat_tokenizer(loaded.tokenizer, policy)
     engine = EmbeddedEngine(loaded, EmbeddedOptions(max_rows=rows, num_draft_tokens=draft))
     wanted = list(plans(chosen, split, range(problems)))
     rollouts = []
     with torch.inference_mode(), progress("eval-policy", len(wanted)) as show:
-        for rollout in run_episodes(engine, loaded.tokenizer, wanted, settings):
+        for rollout in run_episodes(engine, tokenizer, wanted, settings):
             rollouts.append(rollout)
             show(len(rollouts), f"mean reward {sum(one.outcome.reward for one in rollouts) / len(rollouts):.3f}")
     scores = [score(task.name, rollouts) for task in chosen]

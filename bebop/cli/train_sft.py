@@ -7,10 +7,9 @@ from bebop.cli.options import ConfigArgument, DryRunOption, OverridesArgument, r
 from bebop.cli.output import check_output
 from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
-from bebop.errors import UserError
 from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
-from bebop.tasks.chat import check_chat_format
+from bebop.tasks.chat import chat_tokenizer
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
@@ -45,10 +44,7 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
 
 
 def open_source(settings: TrainSFT, policy: Policy) -> TranscriptSource:
-    data, tokenizer = settings.data, policy.tokenizer
-    if tokenizer is None:
-        raise UserError(f"the policy {settings.policy} has no tokenizer; add its tokenizer.json to the directory")
-    check_chat_format(tokenizer)
+    data, tokenizer = settings.data, chat_tokenizer(policy.tokenizer, settings.policy)
     if data.chats is not None:
         return file_transcripts(data.chats, tokenizer, data.per_step, data.max_tokens, data.seed)
     tasks = [load_task(one.name, data.seed, one.options) for one in data.tasks]

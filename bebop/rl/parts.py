@@ -24,6 +24,7 @@ from bebop.rl.messages import Start, Weights
 from bebop.rl.placement import Inbox, WorkerProcess
 from bebop.rl.publication import WeightStore
 from bebop.runs import RunDirectory
+from bebop.tasks.chat import chat_tokenizer
 from bebop.training.checkpoint import load_latest, saved_position
 
 
@@ -103,8 +104,7 @@ def open_gate(config: TrainRL, run: RunDirectory, version: int) -> LagGate:
 def open_policy(config: TrainRL) -> Policy:
     device = chosen_device(config.device)
     policy = load_policy(config.policy, dtype=chosen_dtype(config.dtype, device), device=device)
-    if policy.tokenizer is None:
-        raise UserError(f"the policy {config.policy} has no tokenizer; add its tokenizer.json to the directory")
+    chat_tokenizer(policy.tokenizer, config.policy)
     if policy.head is None and config.mtp.mode != "none":
         raise UserError(f"the policy {config.policy} has no MTP head; train one with train-mtp, or set mtp.mode=none")
     return policy

@@ -17,7 +17,7 @@ from bebop.rl.engines import TimedEngine, open_engine
 from bebop.rl.jobs import Job, load_tasks
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
 from bebop.rl.records import Busy
-from bebop.tasks.chat import check_chat_format
+from bebop.tasks.chat import chat_tokenizer
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
 
 
@@ -78,11 +78,9 @@ def open_policy(start: Start) -> Policy:
     device = chosen_device(start.rollout.device)
     head = "none" if start.mtp.mode == "none" else "auto"
     policy = load_policy(start.policy, dtype=chosen_dtype(start.rollout.dtype, device), device=device, head=head)
-    if policy.tokenizer is None:
-        raise UserError(f"the policy {start.policy} has no tokenizer; add its tokenizer.json to the directory")
+    chat_tokenizer(policy.tokenizer, start.policy)
     if policy.head is None and head == "auto":
         raise UserError(f"the policy {start.policy} has no MTP head; train one with train-mtp, or set mtp.mode=none")
-    check_chat_format(policy.tokenizer)
     return policy
 
 

@@ -58,6 +58,14 @@ def transcript(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return Transcript(tokens, is_model)
 
 
+def chat_tokenizer(tokenizer: PreTrainedTokenizerBase | None, policy: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the policy of that name; UserError where there is none, or the tasks cannot speak its chat."""
+    if tokenizer is None:
+        raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
+    check_chat_format(tokenizer)
+    return tokenizer
+
+
 def check_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless the tokenizer's own chat template is the ChatML written here and its marks are tokens."""
     remedy = "give the policy a plain ChatML template, or give sequences of your own as rows of tokens and is_model"

@@ -27,9 +27,11 @@ def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[
     """Every row of the file; UserError naming the row that is neither form."""
     if not path.exists():
         raise UserError(f"there is no file {path}; give a JSONL or Parquet file, or a directory saved by `datasets`")
-    rows = (
+    rows = list(
         read_directory(path) if path.is_dir() else read_parquet(path) if path.suffix == ".parquet" else read_lines(path)
     )
+    if tokenizer is not None and any(isinstance(row, Mapping) and "messages" in row for _, row in rows):
+        check_chat_format(tokenizer)
     samples = [as_sample(row, where, tokenizer) for where, row in rows]
     if len({one.id for one in samples}) < len(samples):
         raise UserError(f"{path} has two rows with the same id; give each its own, or none")
@@ -102,7 +104,6 @@ def as_sample(row: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -
 def tokenised(messages: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Transcript:
     if tokenizer is None:
         raise UserError(f"{where} is a chat and the policy has no tokenizer; give rows with tokens and is_model")
-    check_chat_format(tokenizer)
     try:
         return transcript(tokenizer, [Message(role=one["role"], content=one["content"]) for one in messages])
     except (KeyError, TypeError, ValueError) as error:
