@@ -117,7 +117,7 @@ class RunDirectory:
         """Whether there is more than what a start leaves that failed before its first step."""
         if not self.path.exists():
             return False
-        return not self.path.is_dir() or any(one.name not in _LEFT_BY_A_START for one in self.path.iterdir())
+        return not self.path.is_dir() or not all(_is_left_by_a_start(one.name) for one in self.path.iterdir())
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
@@ -166,6 +166,11 @@ class RunDirectory:
     def _write_provenance(self, records: Sequence[Provenance]) -> None:
         text = json.dumps([asdict(record) for record in records], indent=2, ensure_ascii=False)
         atomic_write(self.path / "provenance.json", text + "\n")
+
+
+def _is_left_by_a_start(name: str) -> bool:
+    """Also of one that was killed while it wrote (``atomic_file``)."""
+    return name in _LEFT_BY_A_START or (name.startswith(".") and name.endswith(".part"))
 
 
 def versions() -> dict[str, str]:

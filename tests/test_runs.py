@@ -74,6 +74,7 @@ def test_a_run_is_resumed_with_its_own_settings_alone(tmp_path: Path) -> None:
 def test_a_run_that_failed_before_its_first_step_is_started_anew(tmp_path: Path) -> None:
     RunDirectory.create_or_resume(tmp_path / "run", Config(), COMMAND)
     (tmp_path / "run" / "workers").mkdir()
+    (tmp_path / "run" / ".config.yaml.abc.part").write_text("half")
     run = RunDirectory.create_or_resume(tmp_path / "run", Config(seed=4), ["corrected"])
     assert run.config(Config) == Config(seed=4)
     assert [record.command for record in run.provenance()] == ["corrected"]
