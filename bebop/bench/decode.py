@@ -23,7 +23,7 @@ from bebop.errors import UserError
 from bebop.hardware import accelerators, processor
 from bebop.models.policy import Policy
 from bebop.tasks.base import Split
-from bebop.tasks.chat import check_chat_format, open_prompt
+from bebop.tasks.chat import chat_of
 from bebop.tasks.registry import load_task
 
 DraftLength = int | Literal["auto"]
@@ -112,12 +112,10 @@ def bench_decode(
 
 def task_prompts(policy: Policy, task: str, count: int) -> list[Prompt]:
     """Opening prompts of a task's held-out problems, in the policy's chat format."""
-    if policy.tokenizer is None:
-        raise UserError("this policy has no tokenizer to write prompts with; load it from a directory that has one")
-    check_chat_format(policy.tokenizer)
+    chat = chat_of(policy.tokenizer)
     source = load_task(task)
     problems = (source.problem(Split.HELDOUT, index) for index in range(count))
-    return [tuple(open_prompt(policy.tokenizer, problem.messages)) for problem in problems]
+    return [tuple(chat.open(problem.messages)) for problem in problems]
 
 
 def _measure(

@@ -23,6 +23,7 @@ from bebop.rl.learner import Learner
 from bebop.rl.learner_config import LearnerConfig
 from bebop.rl.records import Group
 from bebop.tasks.base import Outcome, Split
+from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.tasks.registry import load_task
 
@@ -79,8 +80,7 @@ def bench_learn(
 
 def played_groups(policy: Policy, bench: LearnBench) -> list[Group]:
     """Rollouts of the tasks' train splits at temperature 1; every other attempt is rewarded."""
-    if policy.tokenizer is None:
-        raise UserError("this policy has no tokenizer to play tasks with; load it from a directory that has one")
+    chat = chat_of(policy.tokenizer)
     tasks = [load_task(name) for name in bench.tasks]
     problems = [
         (tasks[number % len(tasks)], tasks[number % len(tasks)].problem(Split.TRAIN, number // len(tasks)))
@@ -93,7 +93,7 @@ def played_groups(policy: Policy, bench: LearnBench) -> list[Group]:
     ]
     engine = EmbeddedEngine(policy, EmbeddedOptions(num_draft_tokens=0))
     found: dict[tuple[str, int], Rollout] = {}
-    for one in run_episodes(engine, policy.tokenizer, plans, EpisodeSettings()):
+    for one in run_episodes(engine, chat, plans, EpisodeSettings()):
         outcome = Outcome(reward=float(one.plan.seed % 2), reason="every other")
         found[one.plan.problem.id, one.plan.seed] = replace(one, outcome=outcome)
     engine.close()

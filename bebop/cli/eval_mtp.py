@@ -14,12 +14,12 @@ from bebop.cli.acceptance_tables import acceptance_table, calibration_table, hea
 from bebop.cli.counting import ticker
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
-from bebop.cli.sampling import TemperatureOption, sampling_at
+from bebop.cli.sampling import TemperatureOption, ThinkingOption, sampling_at
 from bebop.engines.embedded.rules import rule_named
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, recommended_dtype
 from bebop.tasks.base import Split
-from bebop.tasks.chat import chat_tokenizer
+from bebop.tasks.chat import chat_of
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
 from bebop.training.acceptance_report import TaskResult, check_same_target, evaluate_task
@@ -42,6 +42,7 @@ def command(
     calibrate: Annotated[bool, typer.Option(help="Also find the best draft temperature of each depth.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
     max_turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a turn is cut off.")] = 256,
+    thinking: ThinkingOption = None,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -54,9 +55,12 @@ def command(
     names = chosen_rules(rules)
     sampling = sampling_at(temperature)
     questions = Questions(sampling=sampling, rules=names, draft_temperatures=TEMPERATURES if calibrate else ())
-    settings = EvalSettings(questions=questions, num_drafts=k, rows=rows, max_turn_tokens=max_turn_tokens)
+    settings = EvalSettings(
+        questions=questions, num_drafts=k, rows=rows, max_turn_tokens=max_turn_tokens, thinking=thinking
+    )
     chosen = [load_task(name, seed) for name in tasks.split(",")]
     loaded, others = open_policy(policy), {name: open_policy(name) for name in against or ()}
+    chat_of(loaded.tokenizer, thinking)
     check_same_target(loaded, others)
     results = []
     with progress("eval-mtp", len(chosen) * len(names) * problems) as show:
@@ -93,5 +97,4 @@ def open_policy(name: str) -> Policy:
     policy = load_policy(name, dtype=recommended_dtype(device), device=device)
     if policy.head is None:
         raise UserError(f"the policy {name} has no MTP head to evaluate; train one with `bebop train-mtp`")
-    chat_tokenizer(policy.tokenizer, name)
     return policy

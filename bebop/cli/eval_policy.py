@@ -13,12 +13,12 @@ from rich.table import Table
 
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
-from bebop.cli.sampling import TemperatureOption, sampling_at
+from bebop.cli.sampling import TemperatureOption, ThinkingOption, sampling_at
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.models.policy import load_policy, recommended_dtype
 from bebop.tasks.base import Split
-from bebop.tasks.chat import chat_tokenizer
+from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
 from bebop.tasks.evaluation import TaskScore, plans, score
 from bebop.tasks.registry import load_task
@@ -33,6 +33,7 @@ def command(
     draft: Annotated[int, typer.Option(min=0, help="Draft tokens a round; 0 samples without the head.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Episodes played at once.")] = 32,
     max_turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a turn is cut off.")] = 256,
+    thinking: ThinkingOption = None,
     seed: Annotated[int, typer.Option(help="Of the tasks.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -44,12 +45,12 @@ def command(
     chosen = [load_task(name, seed) for name in tasks.split(",")]
     device = default_device()
     loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
-    tokenizer = chat_tokenizer(loaded.tokenizer, policy)
+    chat = chat_of(loaded.tokenizer, thinking)
     engine = EmbeddedEngine(loaded, EmbeddedOptions(max_rows=rows, num_draft_tokens=draft))
     wanted = list(plans(chosen, split, range(problems)))
     rollouts = []
     with torch.inference_mode(), progress("eval-policy", len(wanted)) as show:
-        for rollout in run_episodes(engine, tokenizer, wanted, settings):
+        for rollout in run_episodes(engine, chat, wanted, settings):
             rollouts.append(rollout)
             show(len(rollouts), f"mean reward {sum(one.outcome.reward for one in rollouts) / len(rollouts):.3f}")
     scores = [score(task.name, rollouts) for task in chosen]

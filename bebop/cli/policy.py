@@ -18,6 +18,7 @@ from bebop.models.shards import StoredTensor
 from bebop.models.spec import PolicySpec, check_backbone, read_spec
 from bebop.models.stitch import stitch as stitch_head
 from bebop.models.stored_fingerprint import stored_fingerprint
+from bebop.tasks.chat import chat_of
 from bebop.training.draft_vocabulary import WrittenTokens, drafted
 from bebop.training.sample_files import read_samples
 from bebop.training.samples import usable
@@ -126,7 +127,7 @@ def vocabulary(
 
 
 def _written_in(data: Path, spec: PolicySpec) -> WrittenTokens:
-    read = read_samples(data, load_tokenizer(spec.directory, spec.config))
+    read = read_samples(data, lambda: chat_of(load_tokenizer(spec.directory, spec.config)))
     samples = usable(read, spec.config.vocab_size, spec.config.max_position_embeddings, str(data))
     return WrittenTokens.of(one.transcript for one in samples)
 

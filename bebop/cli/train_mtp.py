@@ -17,6 +17,7 @@ from bebop.cli.resuming import open_run
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
+from bebop.tasks.chat import chat_of
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.collect import collected
@@ -114,7 +115,8 @@ def given_samples(settings: TrainMTP, policy: Policy) -> list[Sample] | None:
             load_task(task.name, data.collect.seed, task.options)
         return None
     origin = str(data.file)
-    samples = usable(read_samples(data.file, policy.tokenizer), policy.config.vocab_size, data.max_tokens, origin)
+    rows = read_samples(data.file, lambda: chat_of(policy.tokenizer, data.collect.thinking))
+    samples = usable(rows, policy.config.vocab_size, data.max_tokens, origin)
     check_plausible(policy, samples, origin)
     return samples
 

@@ -9,7 +9,7 @@ from bebop.cli.progress import progress
 from bebop.cli.resuming import open_run
 from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
-from bebop.tasks.chat import chat_tokenizer
+from bebop.tasks.chat import chat_of
 from bebop.tasks.registry import load_task
 from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
@@ -44,11 +44,12 @@ def command(config: ConfigArgument, overrides: OverridesArgument = None, dry_run
 
 
 def open_source(settings: TrainSFT, policy: Policy) -> TranscriptSource:
-    data, tokenizer = settings.data, chat_tokenizer(policy.tokenizer, settings.policy)
+    data = settings.data
+    chat = chat_of(policy.tokenizer, data.thinking)
     if data.chats is not None:
-        return file_transcripts(data.chats, tokenizer, data.per_step, data.max_tokens, data.seed)
+        return file_transcripts(data.chats, chat, data.per_step, data.max_tokens, data.seed)
     tasks = [load_task(one.name, data.seed, one.options) for one in data.tasks]
-    return task_transcripts(tasks, tokenizer, data.per_step, data.max_tokens)
+    return task_transcripts(tasks, chat, data.per_step, data.max_tokens)
 
 
 def figures(report: StepReport) -> str:

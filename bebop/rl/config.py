@@ -64,6 +64,9 @@ class RolloutConfig(ConfigModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_turn_tokens: int = Field(default=192, ge=1)
     """A turn of the policy that is longer is cut off and earns nothing."""
+    thinking: bool | None = None
+    """Whether the policy thinks before it answers, where its chat template has a switch for that; none: as the template
+    has it. Thoughts count towards the turn's tokens and are not graded."""
     dtype: str = "auto"
     """float32, bfloat16, or auto: what the device multiplies fastest."""
     device: str = "auto"

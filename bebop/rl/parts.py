@@ -24,7 +24,7 @@ from bebop.rl.messages import Start, Weights
 from bebop.rl.placement import Inbox, WorkerProcess
 from bebop.rl.publication import WeightStore
 from bebop.runs import RunDirectory
-from bebop.tasks.chat import chat_tokenizer
+from bebop.tasks.chat import chat_of
 from bebop.training.checkpoint import load_latest, saved_position
 
 
@@ -104,7 +104,7 @@ def open_gate(config: TrainRL, run: RunDirectory, version: int) -> LagGate:
 def open_policy(config: TrainRL) -> Policy:
     device = chosen_device(config.device)
     policy = load_policy(config.policy, dtype=chosen_dtype(config.dtype, device), device=device)
-    chat_tokenizer(policy.tokenizer, config.policy)
+    chat_of(policy.tokenizer, config.rollout.thinking)
     if policy.head is None and config.mtp.mode != "none":
         raise UserError(f"the policy {config.policy} has no MTP head; train one with train-mtp, or set mtp.mode=none")
     return policy

@@ -17,7 +17,7 @@ from bebop.rl.engines import TimedEngine, open_engine
 from bebop.rl.jobs import Job, load_tasks
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
 from bebop.rl.records import Busy
-from bebop.tasks.chat import chat_tokenizer
+from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
 
 
@@ -28,6 +28,7 @@ class RolloutWorker:
         torch.set_num_threads(start.rollout.threads)
         self._policy = open_policy(start)
         self._engine = TimedEngine(open_engine(self._policy, start.rollout, start.mtp))
+        self._chat = chat_of(self._policy.tokenizer, start.rollout.thinking)
         self._tasks = load_tasks(start.tasks, start.seed)
         self._settings = EpisodeSettings(sampling=start.rollout.sampling, max_turn_tokens=start.rollout.max_turn_tokens)
         threads = start.rollout.scoring_threads
@@ -65,8 +66,7 @@ class RolloutWorker:
                     places[wanted[attempt].problem.id, wanted[attempt].seed] = job.id, attempt
                     yield wanted[attempt]
 
-        assert self._policy.tokenizer is not None
-        for rollout in run_episodes(self._engine, self._policy.tokenizer, plans(), self._settings, self._scoring):
+        for rollout in run_episodes(self._engine, self._chat, plans(), self._settings, self._scoring):
             job_id, attempt = places.pop((rollout.plan.problem.id, rollout.plan.seed))
             yield finished(job_id, attempt, rollout, self._engine.take_busy())
             # The engine's lock is taken again at once by whoever released it; a thread with new weights comes first.
@@ -78,7 +78,6 @@ def open_policy(start: Start) -> Policy:
     device = chosen_device(start.rollout.device)
     head = "none" if start.mtp.mode == "none" else "auto"
     policy = load_policy(start.policy, dtype=chosen_dtype(start.rollout.dtype, device), device=device, head=head)
-    chat_tokenizer(policy.tokenizer, start.policy)
     if policy.head is None and head == "auto":
         raise UserError(f"the policy {start.policy} has no MTP head; train one with train-mtp, or set mtp.mode=none")
     return policy

@@ -1,15 +1,18 @@
 """Chats as tokens: which tokens the policy wrote, and how an episode goes on without tokenising anything twice.
 
-The format is ChatML. A turn of the policy ends with the end-of-turn token, which the policy itself writes; what follows
-it (a line break, tool results, the header of the next turn) belongs to the environment. A context is only ever
-appended to, so that the tokens a policy sampled are the tokens it is trained on.
+Every policy speaks the chat of its own template. A context is only ever appended to, so that the tokens a policy
+sampled are the tokens it is trained on: a turn ends with the end-of-turn token, which the policy itself writes; what
+follows it (tool results, the header of the next turn) is what the template writes between two turns. A template is not
+asked for a context as a whole, as many rewrite earlier turns, most often by leaving their thoughts out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -17,9 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from bebop.errors import UserError
 from bebop.tasks.base import Message
 
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-HEADER = f"{TURN_START}assistant\n"
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the variable that says whether the policy is to think."""
+REMEDY = "give sequences of your own as rows of tokens and is_model"
+
+_GIVEN, _SAID = "Given0", "Said0"
+"""Stand for messages where a template is only asked what it writes around them."""
+_ASKED = Message(role="user", content=_GIVEN)
+_ANSWERED = Message(role="assistant", content=_SAID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,61 +40,157 @@ class Transcript:
     """True exactly on what the policy writes: its turns and their end-of-turn tokens."""
 
 
-def open_prompt(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
-    """Tokens of an opening, up to and with the header of the policy's turn."""
-    return encode(tokenizer, "".join(map(render, messages)) + HEADER)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chat:
+    """How a tokenizer's template writes chats; made by ``chat_of``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables that the template is given."""
+    knows_system: bool = True
+    """False: system messages stand at the head of the first user message."""
+    knows_tools: bool = True
+    """False: tool results come as user messages."""
+    end: str = ""
+    """The end-of-turn token's text."""
+    end_token: int = -1
+    opens_thought: bool = False
+    """The header of a turn ends inside a thought."""
+    no_thought: str = ""
+    """What the policy writes at the start of a turn that has no thought."""
+
+    def open(self, messages: Iterable[Message]) -> list[int]:
+        """Tokens of an opening, up to and with the header of the policy's turn."""
+        return encode(self.tokenizer, self.render(messages))
+
+    def go_on(self, messages: Iterable[Message]) -> list[int]:
+        """Tokens to append after the policy's end-of-turn: the environment's messages and the next turn's header."""
+        return encode(self.tokenizer, self.after_turn(messages).removeprefix(self.end))
+
+    def transcript(self, messages: Sequence[Message]) -> Transcript:
+        """A worked chat, tokenised turn by turn exactly as an episode would have produced it."""
+        tokens: list[int] = []
+        is_model: list[bool] = []
+        pending: list[Message] = []
+        for message in messages:
+            if message.role != "assistant":
+                pending.append(message)
+                continue
+            given = self.go_on(pending) if tokens else self.open(pending)
+            written = encode(self.tokenizer, self.written(message.content) + self.end)
+            tokens += given + written
+            is_model += [False] * len(given) + [True] * len(written)
+            pending = []
+        return Transcript(tokens, is_model)
+
+    def said(self, text: str) -> str:
+        """What a turn says once its thought is over; nothing if the thought has no end."""
+        _, ended, after = text.rpartition(THOUGHT_END)
+        if ended:
+            return after.lstrip("\n")
+        return "" if self.opens_thought or text.lstrip().startswith(THOUGHT_START) else text
+
+    def written(self, content: str) -> str:
+        """The text that the policy writes for a worked turn, whose thought, if it has one, stands in its content."""
+        if not content.startswith(THOUGHT_START):
+            return self.no_thought + content
+        return content.removeprefix(THOUGHT_START).removeprefix("\n") if self.opens_thought else content
+
+    def after_turn(self, messages: Iterable[Message]) -> str:
+        """What the template writes behind the text of a turn when these messages follow it."""
+        return self.render([_ASKED, _ANSWERED, *messages]).partition(_SAID)[2].lstrip()
+
+    def render(self, messages: Iterable[Message], *, with_header: bool = True) -> str:
+        """The template's text; UserError where it refuses the messages."""
+        adapted = [{"role": one.role, "content": one.content} for one in self._adapted(messages)]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                adapted, add_generation_prompt=with_header, tokenize=False, **self.options
+            )
+        except (ValueError, TypeError, TemplateError) as error:
+            roles = ", ".join(one["role"] for one in adapted) or "none"
+            raise UserError(f"the tokenizer's chat template refuses messages of {roles} ({error}); {REMEDY}") from error
+        assert isinstance(text, str)
+        return text
+
+    def _adapted(self, messages: Iterable[Message]) -> list[Message]:
+        """The messages in roles that the template knows."""
+        found = list(messages)
+        if not self.knows_tools:
+            found = [replace(one, role="user") if one.role == "tool" else one for one in found]
+        if not self.knows_system:
+            found = [replace(one, role="user") if one.role == "system" else one for one in found]
+        if self.knows_tools and self.knows_system:
+            return found
+        grouped = [list(some) for _, some in groupby(found, key=lambda one: one.role)]
+        return [replace(some[0], content="\n".join(one.content for one in some)) for some in grouped]
 
 
-def continue_prompt(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
-    """Tokens to append after the policy's end-of-turn: the environment's messages and the header of the next turn."""
-    return encode(tokenizer, "\n" + "".join(map(render, messages)) + HEADER)
+def chat_of(tokenizer: PreTrainedTokenizerBase | None, thinking: bool | None = None) -> Chat:
+    """The chat of a policy with that tokenizer.
 
-
-def transcript(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Transcript:
-    """A worked chat, tokenised turn by turn exactly as an episode would have produced it."""
-    tokens: list[int] = []
-    is_model: list[bool] = []
-    pending: list[Message] = []
-    opener = partial(open_prompt, tokenizer)
-    for message in messages:
-        if message.role != "assistant":
-            pending.append(message)
-            continue
-        given, written = opener(pending), encode(tokenizer, message.content + TURN_END)
-        tokens += given + written
-        is_model += [False] * len(given) + [True] * len(written)
-        pending, opener = [], partial(continue_prompt, tokenizer)
-    return Transcript(tokens, is_model)
-
-
-def chat_tokenizer(tokenizer: PreTrainedTokenizerBase | None, policy: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of the policy of that name; UserError where there is none, or the tasks cannot speak its chat."""
+    ``thinking``: whether it is to think before it answers, where the template has a switch for that; None leaves it to
+    the template. UserError where there is no tokenizer or template, or none that turns can be appended to.
+    """
     if tokenizer is None:
-        raise UserError(f"the policy {policy} has no tokenizer; add its tokenizer.json to the directory")
-    check_chat_format(tokenizer)
-    return tokenizer
+        raise UserError(f"the policy has no tokenizer; add its tokenizer.json to the directory, or {REMEDY}")
+    if not tokenizer.chat_template:
+        raise UserError(f"the policy has no chat template; add its chat_template.jinja to the directory, or {REMEDY}")
+    chat = Chat(tokenizer=tokenizer, options=_switch(str(tokenizer.chat_template), thinking))
+    chat = replace(chat, knows_system=_knows_system(chat))
+    chat = replace(chat, knows_tools=_knows_tools(chat))
+    return _with_thoughts(_with_end(chat))
 
 
-def check_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless the tokenizer's own chat template is the ChatML written here and its marks are tokens."""
-    remedy = "give the policy a plain ChatML template, or give sequences of your own as rows of tokens and is_model"
-    messages = [Message(role="system", content="s"), Message(role="user", content="u")]
-    as_template = [{"role": one.role, "content": one.content} for one in messages]
+def _switch(template: str, thinking: bool | None) -> dict[str, bool]:
+    if thinking is None:
+        return {}
+    for name in SWITCHES:
+        if re.search(rf"\b{name}\b", template):
+            return {name: thinking}
+    raise UserError("thinking is set and the policy's chat template has no switch for it; leave it out")
+
+
+def _knows_system(chat: Chat) -> bool:
     try:
-        theirs = tokenizer.apply_chat_template(as_template, add_generation_prompt=True, tokenize=False)
-    except (ValueError, TemplateError) as error:
+        return _GIVEN in chat.render([Message(role="system", content=_GIVEN), Message(role="user", content="Hi")])
+    except UserError:
+        return False
+
+
+def _knows_tools(chat: Chat) -> bool:
+    """Whether the template writes tool results, and the header of the policy's turn behind them."""
+    header = chat.render([_ASKED]).removeprefix(chat.render([_ASKED], with_header=False))
+    try:
+        _, given, rest = chat.after_turn([Message(role="tool", content=_GIVEN)]).partition(_GIVEN)
+    except UserError:
+        return False
+    return bool(given) and rest.endswith(header)
+
+
+def _with_end(chat: Chat) -> Chat:
+    """The chat with its end-of-turn token; UserError where a template has none, or not behind every turn."""
+    tokenizer = chat.tokenizer
+    ending = chat.render([_ASKED, _ANSWERED], with_header=False).partition(_SAID)[2].lstrip()
+    end_token = next(iter(encode(tokenizer, ending)), None)
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    end = decode(tokenizer, [end_token]) if end_token in added else ""
+    if not end or end_token is None or not chat.after_turn([_ASKED]).startswith(end):
         raise UserError(
-            f"the tokenizer's chat template does not render a system and a user message ({error}); {remedy}"
-        ) from error
-    ours = "".join(map(render, messages)) + HEADER
-    if theirs != ours:
-        raise UserError(f"the tokenizer's chat template renders {theirs!r} where the tasks write {ours!r}; {remedy}")
-    if len(encode(tokenizer, TURN_END)) != 1:
-        raise UserError(f"{TURN_END} is no single token of the tokenizer, so that turns have no end; {remedy}")
+            f"the policy's chat template writes {ending!r} behind a turn, and no token that ends it; add one to the "
+            f"template, or {REMEDY}"
+        )
+    return replace(chat, end=end, end_token=end_token)
 
 
-def render(message: Message) -> str:
-    return f"{TURN_START}{message.role}\n{message.content}{TURN_END}\n"
+def _with_thoughts(chat: Chat) -> Chat:
+    """The chat with what its template writes before a turn's text, beyond the header."""
+    opening, whole = chat.render([_ASKED]), chat.render([_ASKED, _ANSWERED], with_header=False)
+    opens_thought = opening.rstrip().endswith(THOUGHT_START)
+    no_thought = f"\n{THOUGHT_END}\n\n" if opens_thought else ""
+    if whole.startswith(opening):
+        no_thought = whole.removeprefix(opening).partition(_SAID)[0]
+    return replace(chat, opens_thought=opens_thought, no_thought=no_thought)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -97,10 +202,3 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     text = tokenizer.decode(list(tokens))
     assert isinstance(text, str)
     return text
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a turn of the policy."""
-    token = tokenizer.convert_tokens_to_ids(TURN_END)
-    assert isinstance(token, int)
-    return token

@@ -19,12 +19,10 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
-from transformers import PreTrainedTokenizerBase
-
 from bebop.core.sampling import Sampling
 from bebop.engines.base import Completion, DraftStats, PolicyEngine, Request, StopReason
 from bebop.tasks.base import Episode, Outcome, Problem, SingleTurn, Task, Turn
-from bebop.tasks.chat import continue_prompt, decode, end_of_turn, open_prompt
+from bebop.tasks.chat import Chat, decode
 
 CUT_OFF = {
     StopReason.MAX_TOKENS: "turn too long",
@@ -160,13 +158,13 @@ class Stage:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         plans: Iterable[EpisodePlan | None],
         settings: EpisodeSettings,
         scoring: Scoring,
         max_context: int,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._chat = chat
         self._plans = iter(plans)
         self._settings = settings
         self._scoring = scoring
@@ -181,7 +179,7 @@ class Stage:
         while True:
             self._collect()
             if not self._ready and (plan := next(self._plans, None)) is not None:
-                self._enqueue(begin(plan, self._tokenizer))
+                self._enqueue(begin(plan, self._chat))
             if self._ready:
                 yield self._ready.popleft()
             elif self._playing or self._scored:
@@ -194,7 +192,7 @@ class Stage:
         attempt = self._playing.pop(completion.request_id)
         attempt.turns.append(RolloutTurn(given_tokens=attempt.given_tokens, completion=completion))
         reason = completion.stop_reason
-        text = None if reason in CUT_OFF else decode(self._tokenizer, completion.tokens[:-1])
+        text = None if reason in CUT_OFF else self._chat.said(decode(self._chat.tokenizer, completion.tokens[:-1]))
         pool = self._scoring.pool
         if pool is not None and text is not None and self._scoring.in_pool(attempt.episode):
             self._scored.append((attempt, pool.submit(attempt.answer, text, reason)))
@@ -221,7 +219,7 @@ class Stage:
         """An outcome ends the attempt, and so does a full context; otherwise its next turn is ready."""
         outcome = turn.outcome
         if outcome is None:
-            attempt.given_tokens = tuple(continue_prompt(self._tokenizer, turn.messages))
+            attempt.given_tokens = tuple(self._chat.go_on(turn.messages))
             if len(attempt.prompt_tokens) < self._max_context:
                 self._enqueue(attempt)
                 return
@@ -229,14 +227,14 @@ class Stage:
         self._finished.append(attempt.rollout(outcome))
 
     def _enqueue(self, attempt: Attempt) -> None:
-        request = attempt.request(self._settings, end_of_turn(self._tokenizer))
+        request = attempt.request(self._settings, self._chat.end_token)
         self._playing[request.id] = attempt
         self._ready.append(request)
 
 
 def run_episodes(
     engine: PolicyEngine,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     plans: Iterable[EpisodePlan | None],
     settings: EpisodeSettings,
     scoring: Scoring | None = None,
@@ -246,13 +244,13 @@ def run_episodes(
     Plans are taken as rows become free, and None among them says that none is ready yet. The iterator ends when
     everything taken is played and no plan is ready.
     """
-    stage = Stage(tokenizer, plans, settings, scoring or Scoring(), engine.max_context)
+    stage = Stage(chat, plans, settings, scoring or Scoring(), engine.max_context)
     for completion in engine.stream(stage.requests()):
         stage.take(completion)
         yield from stage.finished()
     yield from stage.finished()
 
 
-def begin(plan: EpisodePlan, tokenizer: PreTrainedTokenizerBase) -> Attempt:
-    opening = tuple(open_prompt(tokenizer, plan.problem.messages))
+def begin(plan: EpisodePlan, chat: Chat) -> Attempt:
+    opening = tuple(chat.open(plan.problem.messages))
     return Attempt(plan, plan.task.start(plan.problem), opening)

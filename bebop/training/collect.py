@@ -16,11 +16,10 @@ from typing import Any
 from bebop.core.sampling import Sampling
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
-from bebop.errors import UserError
 from bebop.files import atomic_write
 from bebop.models.policy import Policy
 from bebop.tasks.base import Split
-from bebop.tasks.chat import Transcript, check_chat_format
+from bebop.tasks.chat import Transcript, chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.tasks.evaluation import plans
 from bebop.tasks.registry import load_task
@@ -68,9 +67,7 @@ def play(
     show: Show,
 ) -> None:
     """Append a row to ``part`` for every wanted episode that has none yet."""
-    if policy.tokenizer is None:
-        raise UserError("the policy has no tokenizer, so it cannot play tasks; add its tokenizer.json or set data.file")
-    check_chat_format(policy.tokenizer)
+    chat = chat_of(policy.tokenizer, config.thinking)
     done = {row["id"] for row in whole_rows(part)} if part.exists() else set()
     left = [plan for plan in wanted if plan_id(plan) not in done]
     # The target alone: a head that is yet to be trained would only slow it down.
@@ -78,7 +75,7 @@ def play(
     settings = EpisodeSettings(sampling=Sampling(temperature=temperature), max_turn_tokens=config.max_turn_tokens)
     reward = num_tokens = 0.0
     with part.open("a", encoding="utf-8") as file:
-        for number, rollout in enumerate(run_episodes(engine, policy.tokenizer, left, settings), start=1):
+        for number, rollout in enumerate(run_episodes(engine, chat, left, settings), start=1):
             file.write(json.dumps(as_row(rollout)) + "\n")
             file.flush()
             reward += rollout.outcome.reward

@@ -24,6 +24,9 @@ class CollectConfig(ConfigModel):
     num_episodes: int = Field(default=1500, ge=1)
     """Over all tasks, which take turns."""
     max_turn_tokens: int = Field(default=256, ge=1)
+    thinking: bool | None = None
+    """Whether the policy thinks before it answers, where its chat template has a switch for that; none: as the template
+    has it. Chats of a file are read the same way."""
     rows: int = Field(default=32, ge=1)
     """Episodes played at once."""
     seed: int = 0

@@ -37,7 +37,7 @@ from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.models.policy import Policy
 from bebop.runs import Mean
-from bebop.tasks.chat import Transcript
+from bebop.tasks.chat import Transcript, chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.training.bootstrap import Tally
 from bebop.training.chain_plan import plan_chains
@@ -56,6 +56,8 @@ class EvalSettings:
     num_drafts: int = 3
     rows: int = 32
     max_turn_tokens: int = 256
+    thinking: bool | None = None
+    """As in ``CollectConfig``."""
     batch_tokens: int = 4096
     """Tokens (with padding) that are unrolled at once."""
     logits_bytes: int = 1 << 28
@@ -76,12 +78,12 @@ def played(
     policy: Policy, rule: str, wanted: Sequence[EpisodePlan], settings: EvalSettings, show: Callable[[], None]
 ) -> list[Rollout]:
     """Rollouts drafted by the head and judged by ``rule``, in the order of ``wanted``."""
-    assert policy.tokenizer is not None
+    chat = chat_of(policy.tokenizer, settings.thinking)
     options = EmbeddedOptions(rule=rule, num_draft_tokens=settings.num_drafts, max_rows=settings.rows)
     engine = EmbeddedEngine(policy, options)
     how = EpisodeSettings(sampling=settings.questions.sampling, max_turn_tokens=settings.max_turn_tokens)
     found: dict[str, Rollout] = {}
-    for rollout in run_episodes(engine, policy.tokenizer, wanted, how):
+    for rollout in run_episodes(engine, chat, wanted, how):
         found[f"{rollout.plan.problem.id}/{rollout.plan.seed}"] = rollout
         show()
     engine.close()

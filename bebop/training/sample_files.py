@@ -1,38 +1,37 @@
 """Token sequences and chats from files: JSONL, Parquet, or a directory that `datasets` saved.
 
 A row is ``{"tokens": [...], "is_model": [...]}``, which is taken as it is, or ``{"messages": [...]}``, which is
-tokenised as the tasks' chats are. An ``id`` is optional.
+tokenised as the tasks' chats are, by the policy's template. An ``id`` is optional.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from bebop.errors import UserError
 from bebop.tasks.base import Message
-from bebop.tasks.chat import Transcript, check_chat_format, transcript
+from bebop.tasks.chat import Chat, Transcript
 from bebop.training.samples import Sample
 from bebop.training.transcripts import decoded
 
 SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "content": ...}]}'
 
 
-def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
-    """Every row of the file; UserError naming the row that is neither form."""
+def read_samples(path: Path, open_chat: Callable[[], Chat]) -> list[Sample]:
+    """Every row of the file; UserError naming the row that is neither form. ``open_chat`` is asked for where one is a
+    chat."""
     if not path.exists():
         raise UserError(f"there is no file {path}; give a JSONL or Parquet file, or a directory saved by `datasets`")
     rows = list(
         read_directory(path) if path.is_dir() else read_parquet(path) if path.suffix == ".parquet" else read_lines(path)
     )
-    if tokenizer is not None and any(isinstance(row, Mapping) and "messages" in row for _, row in rows):
-        check_chat_format(tokenizer)
-    samples = [as_sample(row, where, tokenizer) for where, row in rows]
+    has_chats = any(isinstance(row, Mapping) and "messages" in row for _, row in rows)
+    chat = open_chat() if has_chats else None
+    samples = [as_sample(row, where, chat) for where, row in rows]
     if len({one.id for one in samples}) < len(samples):
         raise UserError(f"{path} has two rows with the same id; give each its own, or none")
     return samples
@@ -88,12 +87,12 @@ def require(package: str, path: Path) -> None:
         raise UserError(f"reading {path} needs {package}; run `pip install 'bebop-rl[data]'` or give a JSONL file")
 
 
-def as_sample(row: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Sample:
+def as_sample(row: Any, where: str, chat: Chat | None) -> Sample:
     if not isinstance(row, Mapping) or not ({"tokens", "is_model"} <= row.keys() or "messages" in row):
         raise UserError(f"{where} is not a row to learn from; write {SHAPE}")
     name = str(row.get("id", where))
-    if "messages" in row:
-        return Sample(id=name, transcript=tokenised(row["messages"], where, tokenizer))
+    if chat is not None and "messages" in row:
+        return Sample(id=name, transcript=tokenised(row["messages"], where, chat))
     tokens, is_model = row["tokens"], row["is_model"]
     is_sound = isinstance(tokens, list) and isinstance(is_model, list) and all(isinstance(one, int) for one in tokens)
     if not is_sound or len(tokens) != len(is_model):
@@ -101,10 +100,10 @@ def as_sample(row: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -
     return Sample(id=name, transcript=Transcript(tokens, [bool(one) for one in is_model]))
 
 
-def tokenised(messages: Any, where: str, tokenizer: PreTrainedTokenizerBase | None) -> Transcript:
-    if tokenizer is None:
-        raise UserError(f"{where} is a chat and the policy has no tokenizer; give rows with tokens and is_model")
+def tokenised(messages: Any, where: str, chat: Chat) -> Transcript:
     try:
-        return transcript(tokenizer, [Message(role=one["role"], content=one["content"]) for one in messages])
+        return chat.transcript([Message(role=one["role"], content=one["content"]) for one in messages])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} is not a chat; write {SHAPE}") from error

@@ -53,6 +53,9 @@ class DataConfig(ConfigModel):
     """Transcripts per update."""
     max_tokens: int = Field(default=512, ge=2)
     """Longer transcripts are left out."""
+    thinking: bool | None = None
+    """Whether turns are headed as those of a policy that thinks before it answers, where its chat template has a switch
+    for that; none: as the template has it."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens (with padding) that go through the backbone at once; gradients of the parts add up to one update."""
 

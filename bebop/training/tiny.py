@@ -22,11 +22,11 @@ from bebop.models.checkpoint import new_directory
 from bebop.models.tiny import VOCAB_SIZE, tiny_config, tiny_path
 from bebop.runs import RunDirectory
 from bebop.tasks.base import Split, Task
-from bebop.tasks.chat import TURN_END, TURN_START, render
 from bebop.tasks.registry import load_task
 
 NUM_TRANSCRIPTS = 3000
 """Per task, for the tokenizer."""
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIAL = ("<|endoftext|>", TURN_START, TURN_END)
 TOOL_TAGS = ("<tool_call>", "</tool_call>")
 CHAT_TEMPLATE = (
@@ -55,7 +55,7 @@ def demonstration_texts(tasks: Sequence[Task]) -> Iterator[str]:
     for task in tasks:
         for index in range(NUM_TRANSCRIPTS):
             messages = task.demonstration(task.problem(Split.TRAIN, index), seed=0)
-            yield "".join(map(render, messages))
+            yield "".join(f"{TURN_START}{one.role}\n{one.content}{TURN_END}\n" for one in messages)
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:

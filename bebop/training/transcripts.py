@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from bebop.errors import UserError
 from bebop.tasks.base import Message, Split, Task
-from bebop.tasks.chat import Transcript, transcript
+from bebop.tasks.chat import Chat, Transcript
 
 # Shapes: B transcripts of a micro-batch, T tokens of the longest of them.
 
@@ -50,9 +49,7 @@ class TokenBatch:
         return int(self.is_target_BT.sum())
 
 
-def task_transcripts(
-    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, per_step: int, max_tokens: int
-) -> TranscriptSource:
+def task_transcripts(tasks: Sequence[Task], chat: Chat, per_step: int, max_tokens: int) -> TranscriptSource:
     """Demonstrations of the tasks' train splits in turn, never the same problem twice."""
 
     def of_step(step: int) -> list[Transcript]:
@@ -60,18 +57,16 @@ def task_transcripts(
         for number in range(step * per_step, (step + 1) * per_step):
             index, which = divmod(number, len(tasks))
             problem = tasks[which].problem(Split.TRAIN, index)
-            found.append(transcript(tokenizer, tasks[which].demonstration(problem, seed=0)))
+            found.append(chat.transcript(tasks[which].demonstration(problem, seed=0)))
         return [one for one in found if len(one.tokens) <= max_tokens]
 
     return of_step
 
 
-def file_transcripts(
-    path: Path, tokenizer: PreTrainedTokenizerBase, per_step: int, max_tokens: int, seed: int
-) -> TranscriptSource:
+def file_transcripts(path: Path, chat: Chat, per_step: int, max_tokens: int, seed: int) -> TranscriptSource:
     """Chats of a JSONL file (one ``{"messages": [{"role", "content"}, ...]}`` a line), in a new order every epoch."""
-    chats = [one for one in (transcript(tokenizer, chat) for chat in read_chats(path)) if len(one.tokens) <= max_tokens]
-    if not any(any(chat.is_model) for chat in chats):
+    chats = [one for one in map(chat.transcript, read_chats(path)) if len(one.tokens) <= max_tokens]
+    if not any(any(one.is_model) for one in chats):
         raise UserError(f"{path} has no assistant turn within {max_tokens} tokens; nothing could be learned from it")
 
     def of_step(step: int) -> list[Transcript]:

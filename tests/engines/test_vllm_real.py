@@ -25,7 +25,7 @@ from bebop.errors import UserError
 from bebop.models.names import resolve_name
 from bebop.models.policy import Policy, load_policy
 from bebop.tasks.base import Split
-from bebop.tasks.chat import open_prompt
+from bebop.tasks.chat import chat_of
 from bebop.tasks.registry import load_task
 
 pytestmark = pytest.mark.vllm
@@ -81,10 +81,9 @@ def requests_for(kind: str, count: int = 6, max_tokens: int = 40, **settings: ob
 
 
 def task_prompts(kind: str, count: int) -> list[tuple[int, ...]]:
-    tokenizer = load_policy(kind).tokenizer
-    assert tokenizer is not None
+    chat = chat_of(load_policy(kind).tokenizer)
     task = load_task("math")
-    return [tuple(open_prompt(tokenizer, task.problem(Split.HELDOUT, i).messages)) for i in range(count)]
+    return [tuple(chat.open(task.problem(Split.HELDOUT, i).messages)) for i in range(count)]
 
 
 def same_until_a_tie(ours: Completion, theirs: Completion, tolerance: float) -> int:

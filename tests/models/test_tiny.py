@@ -11,7 +11,7 @@ from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.models.policy import load_policy
 from bebop.models.tiny import tiny_path
 from bebop.tasks.base import Split
-from bebop.tasks.chat import check_chat_format
+from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
 from bebop.tasks.evaluation import plans, score
 from bebop.tasks.registry import load_task
@@ -42,7 +42,8 @@ def test_the_shipped_head_was_trained_on_the_shipped_backbone(tiny):
 def test_the_tokenizer_is_byte_level_and_writes_chatml(tiny):
     assert tiny.tokenizer is not None
     assert 512 <= len(tiny.tokenizer) <= 2048
-    check_chat_format(tiny.tokenizer)
+    chat = chat_of(tiny.tokenizer)
+    assert (chat.end, chat.knows_system, chat.knows_tools, chat.opens_thought) == ("<|im_end|>", True, True, False)
     text = "Größe: 漢字 🙂\t\x00\n"
     assert tiny.tokenizer.decode(tiny.tokenizer.encode(text)) == text
 
@@ -59,8 +60,7 @@ def played(policy, name, num_problems, **options):
     engine = EmbeddedEngine(policy, EmbeddedOptions(max_rows=32, **options))
     wanted = list(plans([load_task(name)], Split.HELDOUT, range(num_problems)))
     settings = EpisodeSettings(sampling=Sampling(temperature=1.0))
-    assert policy.tokenizer is not None
-    return score(name, run_episodes(engine, policy.tokenizer, wanted, settings))
+    return score(name, run_episodes(engine, chat_of(policy.tokenizer), wanted, settings))
 
 
 @pytest.mark.slow
@@ -82,13 +82,13 @@ def test_tiny_hybrid_carries_recurrent_state_through_rounds(tmp_path, monkeypatc
     assert kinds == ["linear_attention"] * 3 + ["full_attention"]
     assert hybrid.config.linear_key_head_dim == hybrid.config.linear_value_head_dim == 128
     assert load_policy("tiny-hybrid").fingerprint == load_policy(tmp_path / "tiny-hybrid").fingerprint
-    assert hybrid.tokenizer is not None and hybrid.head is not None
+    assert hybrid.head is not None
     wanted = list(plans([load_task("math")], Split.HELDOUT, range(3)))
     settings = EpisodeSettings(sampling=Sampling(temperature=1.0), max_turn_tokens=24)
     texts = []
     for num_drafts in (0, 3):
         engine = EmbeddedEngine(hybrid, EmbeddedOptions(rule="coupled", num_draft_tokens=num_drafts))
-        rollouts = list(run_episodes(engine, hybrid.tokenizer, wanted, settings))
+        rollouts = list(run_episodes(engine, chat_of(hybrid.tokenizer), wanted, settings))
         texts.append({one.plan.problem.id: one.tokens for one in rollouts})
         assert num_drafts == 0 or sum(one.drafts.num_drafted for one in rollouts) > 20
     assert texts[0] == texts[1]

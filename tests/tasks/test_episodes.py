@@ -10,10 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bebop.engines.base import Completion, DraftStats, Request, StopReason, TokenSource
 from bebop.models.tiny import tiny_path
 from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, Turn
-from bebop.tasks.chat import encode, end_of_turn
+from bebop.tasks.chat import chat_of, encode
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
 
 TOKENIZER: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_path())
+CHAT = chat_of(TOKENIZER)
 SETTINGS = EpisodeSettings()
 
 
@@ -46,7 +47,7 @@ class Parrot:
 
 
 def answer_tokens(prompt_length: int) -> tuple[int, ...]:
-    return (*encode(TOKENIZER, str(prompt_length)), end_of_turn(TOKENIZER))
+    return (*encode(TOKENIZER, str(prompt_length)), CHAT.end_token)
 
 
 def answer(request: Request) -> Completion:
@@ -109,7 +110,7 @@ def plans(task: Mixed, count: int) -> list[EpisodePlan]:
 
 
 def play(engine: Parrot, wanted: Sequence[EpisodePlan], scoring: Scoring | None = None) -> list[Rollout]:
-    return list(run_episodes(engine, TOKENIZER, wanted, SETTINGS, scoring))  # type: ignore[arg-type]
+    return list(run_episodes(engine, CHAT, wanted, SETTINGS, scoring))  # type: ignore[arg-type]
 
 
 def outcomes(rollouts: list[Rollout]) -> dict[str, tuple[int, str]]:
@@ -141,7 +142,7 @@ def test_generation_goes_on_while_an_answer_is_graded():
     task.gate = threading.Event()
     rollouts: list[Rollout] = []
     with ThreadPoolExecutor(1) as pool:
-        for rollout in run_episodes(engine, TOKENIZER, plans(task, 4), SETTINGS, Scoring(pool=pool)):  # type: ignore[arg-type]
+        for rollout in run_episodes(engine, CHAT, plans(task, 4), SETTINGS, Scoring(pool=pool)):  # type: ignore[arg-type]
             rollouts.append(rollout)
             task.gate.set()  # the grader of problem 0 has been waiting for the end of problem 1
     assert rollouts[0].plan.problem.index == 1
@@ -166,6 +167,6 @@ def test_unordered_scoring_steps_every_episode_in_the_pool():
 def test_plans_that_are_not_ready_end_the_play_when_nothing_is_left():
     first, second = plans(Mixed(), 2)
     wanted = iter([first, None, None, None, None, None, second])
-    rollouts = list(run_episodes(Parrot(2), TOKENIZER, wanted, SETTINGS))  # type: ignore[arg-type]
+    rollouts = list(run_episodes(Parrot(2), CHAT, wanted, SETTINGS))  # type: ignore[arg-type]
     assert [one.plan for one in rollouts] == [first]
     assert second in list(wanted)

@@ -5,15 +5,15 @@ import torch
 from bebop.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bebop.models.policy import load_policy
 from bebop.tasks.base import Split
+from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.tasks.registry import load_task
 
 
 def play(engine: EmbeddedEngine, plans: list[EpisodePlan]) -> dict[int, Rollout]:
-    tokenizer = engine.policy.tokenizer
-    assert tokenizer is not None
+    chat = chat_of(engine.policy.tokenizer)
     settings = EpisodeSettings(max_turn_tokens=60)
-    return {rollout.plan.seed: rollout for rollout in run_episodes(engine, tokenizer, plans, settings)}
+    return {rollout.plan.seed: rollout for rollout in run_episodes(engine, chat, plans, settings)}
 
 
 def test_tokens_of_agent_episodes_do_not_depend_on_kept_caches() -> None:

@@ -19,6 +19,7 @@ from bebop.cli import train_mtp as cli
 from bebop.errors import UserError
 from bebop.models.policy import load_policy, new_policy, save_policy
 from bebop.models.tiny import base_config, tiny_path
+from bebop.tasks.chat import chat_of
 from bebop.training import collect
 from bebop.training.mtp_config import CollectConfig
 from bebop.training.sample_files import read_samples
@@ -131,6 +132,11 @@ def test_a_policy_without_a_head_is_told_how_to_get_one(directory, tmp_path):
         cli.command(empty_config(tmp_path), overrides(bare, tmp_path, "head=auto"), False)
 
 
+def no_chat():
+    """Opens none, as there is no tokenizer."""
+    return chat_of(None)
+
+
 def write_lines(path, rows):
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return path
@@ -140,20 +146,20 @@ def test_rows_come_from_jsonl_and_parquet_alike(tmp_path):
     lines = write_lines(tmp_path / "rows.jsonl", ROWS)
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     for path in (lines, tmp_path / "rows.parquet"):
-        read = [(one.transcript.tokens, one.transcript.is_model) for one in read_samples(path, None)]
+        read = [(one.transcript.tokens, one.transcript.is_model) for one in read_samples(path, no_chat)]
         assert read == [(row["tokens"], row["is_model"]) for row in ROWS]
 
 
 def test_chats_are_tokenised_as_the_tasks_are(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_path())
-    (sample,) = read_samples(write_lines(tmp_path / "chats.jsonl", [CHAT]), tokenizer)
+    (sample,) = read_samples(write_lines(tmp_path / "chats.jsonl", [CHAT]), lambda: chat_of(tokenizer))
     assert tokenizer.decode(sample.transcript.tokens) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
     )
     written = [t for t, mine in zip(sample.transcript.tokens, sample.transcript.is_model, strict=True) if mine]
     assert tokenizer.decode(written) == "yes<|im_end|>"
     with pytest.raises(UserError, match="no tokenizer"):
-        read_samples(tmp_path / "chats.jsonl", None)
+        read_samples(tmp_path / "chats.jsonl", no_chat)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,7 @@ def test_chats_are_tokenised_as_the_tasks_are(tmp_path):
 def test_a_row_that_is_none_is_named(tmp_path, row, message):
     path = write_lines(tmp_path / "rows.jsonl", [ROWS[0], row])
     with pytest.raises(UserError, match=message):
-        read_samples(path, AutoTokenizer.from_pretrained(tiny_path()))
+        read_samples(path, lambda: chat_of(AutoTokenizer.from_pretrained(tiny_path())))
 
 
 def fake_datasets(rows):
@@ -191,18 +197,18 @@ def fake_datasets(rows):
 def test_a_directory_that_datasets_saved_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(ROWS))
     with pytest.raises(UserError, match="is not a data set that `datasets` saved"):
-        read_samples(tmp_path, None)
+        read_samples(tmp_path, no_chat)
     (tmp_path / "state.json").write_text("{}")
-    assert [one.transcript.tokens for one in read_samples(tmp_path, None)] == [row["tokens"] for row in ROWS]
+    assert [one.transcript.tokens for one in read_samples(tmp_path, no_chat)] == [row["tokens"] for row in ROWS]
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(UserError, match="holds several splits; name the directory of one"):
-        read_samples(tmp_path, None)
+        read_samples(tmp_path, no_chat)
 
 
 def test_a_missing_reader_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs datasets; run `pip install 'bebop-rl\[data\]'` or give a JSONL file"):
-        read_samples(tmp_path, None)
+        read_samples(tmp_path, no_chat)
 
 
 @pytest.mark.parametrize(
@@ -227,15 +233,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(directory, tmp_pat
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
-        read_samples(tmp_path / "absent.jsonl", None)
+        read_samples(tmp_path / "absent.jsonl", no_chat)
     (tmp_path / "rows.jsonl").write_text("{\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1 is not JSON"):
-        read_samples(tmp_path / "rows.jsonl", None)
+        read_samples(tmp_path / "rows.jsonl", no_chat)
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROWS[0]).encode() + '\n{"text": "é"}\n'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl:2 is not UTF-8 .byte 10 of the line.; save the file as UTF-8"):
-        read_samples(tmp_path / "latin.jsonl", None)
+        read_samples(tmp_path / "latin.jsonl", no_chat)
     (tmp_path / "rows.parquet").write_text("nonsense")
     with pytest.raises(UserError, match="is not a Parquet file"):
-        read_samples(tmp_path / "rows.parquet", None)
+        read_samples(tmp_path / "rows.parquet", no_chat)
     with pytest.raises(UserError, match="has two rows with the same id"):
-        read_samples(write_lines(tmp_path / "twice.jsonl", [{**ROWS[0], "id": "a"}] * 2), None)
+        read_samples(write_lines(tmp_path / "twice.jsonl", [{**ROWS[0], "id": "a"}] * 2), no_chat)

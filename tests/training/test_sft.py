@@ -8,7 +8,7 @@ from bebop.errors import UserError
 from bebop.models.policy import new_policy
 from bebop.models.tiny import base_config, tiny_hybrid_config, tiny_path
 from bebop.runs import RunDirectory
-from bebop.tasks.chat import Transcript
+from bebop.tasks.chat import Transcript, chat_of
 from bebop.tasks.registry import load_task
 from bebop.training.optimiser import OptimiserConfig, adamw, learning_rate
 from bebop.training.sft import TrainSFT, batches_of, token_losses, train_sft, train_step
@@ -28,7 +28,9 @@ def settings(tmp_path, **changes):
 
 
 def source(policy, config):
-    return task_transcripts([load_task("math")], policy.tokenizer, config.data.per_step, config.data.max_tokens)
+    return task_transcripts(
+        [load_task("math")], chat_of(policy.tokenizer), config.data.per_step, config.data.max_tokens
+    )
 
 
 def test_the_loss_is_the_cross_entropy_of_the_models_tokens_alone():

@@ -8,71 +8,48 @@ from transformers import AutoTokenizer
 from bebop.errors import UserError
 from bebop.models.tiny import tiny_path
 from bebop.tasks.base import Message, Split
-from bebop.tasks.chat import check_chat_format, continue_prompt, open_prompt, transcript
+from bebop.tasks.chat import Chat, chat_of
 from bebop.tasks.registry import load_task
 from bebop.training.transcripts import file_transcripts, micro_batches, read_chats, task_transcripts
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(tiny_path())
+def chat() -> Chat:
+    return chat_of(AutoTokenizer.from_pretrained(tiny_path()))
 
 
-def test_the_chat_is_what_the_tokenizers_template_renders(tokenizer):
-    check_chat_format(tokenizer)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_path())
-    tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    with pytest.raises(UserError, match="chat template"):
-        check_chat_format(tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (None, "does not render a system and a user message"),
-        ("{{ raise_exception('no system role') }}", "no system role"),
-        ("<think>", "rows of tokens and is_model"),
-    ],
-)
-def test_a_chat_that_the_tasks_cannot_speak_is_refused_with_a_way_out(template, message):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_path())
-    tokenizer.chat_template = tokenizer.chat_template + template if template == "<think>" else template
-    with pytest.raises(UserError, match=message):
-        check_chat_format(tokenizer)
-
-
-def test_a_transcript_is_the_rendered_chat_and_marks_the_models_turns(tokenizer):
+def test_a_transcript_is_the_rendered_chat_and_marks_the_models_turns(chat):
     messages = load_task("agent").demonstration(load_task("agent").problem(Split.TRAIN, 1), 0)
-    made = transcript(tokenizer, messages)
+    made = chat.transcript(messages)
     as_template = [{"role": one.role, "content": one.content} for one in messages]
-    whole = tokenizer.apply_chat_template(as_template, tokenize=False)
-    assert tokenizer.decode(made.tokens) + "\n" == whole
-    written = tokenizer.decode([token for token, mine in zip(made.tokens, made.is_model, strict=True) if mine])
+    whole = chat.tokenizer.apply_chat_template(as_template, tokenize=False)
+    assert chat.tokenizer.decode(made.tokens) + "\n" == whole
+    written = chat.tokenizer.decode([token for token, mine in zip(made.tokens, made.is_model, strict=True) if mine])
     assert written == "".join(one.content + "<|im_end|>" for one in messages if one.role == "assistant")
 
 
-def test_a_transcript_is_what_an_episode_would_have_made(tokenizer):
+def test_a_transcript_is_what_an_episode_would_have_made(chat):
     messages = load_task("agent").demonstration(load_task("agent").problem(Split.TRAIN, 1), 0)
     first = next(place for place, one in enumerate(messages) if one.role == "assistant")
-    tokens = open_prompt(tokenizer, messages[:first])
+    tokens = chat.open(messages[:first])
     for message, answer in zip(messages[first:-1:2], messages[first + 1 :: 2], strict=True):
-        tokens += tokenizer.encode(message.content + "<|im_end|>", add_special_tokens=False)
-        tokens += continue_prompt(tokenizer, [answer])
-    tokens += tokenizer.encode(messages[-1].content + "<|im_end|>", add_special_tokens=False)
-    assert tokens == transcript(tokenizer, messages).tokens
+        tokens += chat.tokenizer.encode(message.content + "<|im_end|>", add_special_tokens=False)
+        tokens += chat.go_on([answer])
+    tokens += chat.tokenizer.encode(messages[-1].content + "<|im_end|>", add_special_tokens=False)
+    assert tokens == chat.transcript(messages).tokens
 
 
-def test_a_source_depends_on_the_step_alone_and_never_repeats(tokenizer):
+def test_a_source_depends_on_the_step_alone_and_never_repeats(chat):
     tasks = [load_task(name) for name in ("math", "code")]
-    source = task_transcripts(tasks, tokenizer, per_step=10, max_tokens=512)
+    source = task_transcripts(tasks, chat, per_step=10, max_tokens=512)
     steps = [source(step) for step in range(5)]
     assert source(3) == steps[3]
     texts = [tuple(one.tokens) for step in steps for one in step]
     assert len(set(texts)) == len(texts) == 50
 
 
-def test_micro_batches_keep_every_token_and_their_budget(tokenizer):
-    transcripts = task_transcripts([load_task("math")], tokenizer, 40, 512)(0)
+def test_micro_batches_keep_every_token_and_their_budget(chat):
+    transcripts = task_transcripts([load_task("math")], chat, 40, 512)(0)
     batches = micro_batches(transcripts, token_budget=900)
     assert all(batch.tokens_BT.numel() <= 900 for batch in batches) and len(batches) > 3
     assert sum(batch.num_targets for batch in batches) == sum(sum(one.is_model) for one in transcripts)
@@ -80,8 +57,8 @@ def test_micro_batches_keep_every_token_and_their_budget(tokenizer):
     assert sum(int((row != 0).sum()) for row in rows) == sum(len(one.tokens) for one in transcripts)
 
 
-def test_a_transcript_longer_than_the_budget_has_a_batch_of_its_own(tokenizer):
-    transcripts = task_transcripts([load_task("math")], tokenizer, 4, 512)(0)
+def test_a_transcript_longer_than_the_budget_has_a_batch_of_its_own(chat):
+    transcripts = task_transcripts([load_task("math")], chat, 4, 512)(0)
     assert [len(batch.tokens_BT) for batch in micro_batches(transcripts, token_budget=1)] == [1, 1, 1, 1]
 
 
@@ -90,21 +67,21 @@ def chats(path, *lines):
     return path
 
 
-def test_chats_of_a_file_come_once_an_epoch_in_a_new_order(tokenizer, tmp_path):
+def test_chats_of_a_file_come_once_an_epoch_in_a_new_order(chat, tmp_path):
     lines = [
         json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": str(n)}]})
         for n in range(8)
     ]
-    source = file_transcripts(chats(tmp_path / "chats.jsonl", *lines), tokenizer, per_step=8, max_tokens=64, seed=0)
+    source = file_transcripts(chats(tmp_path / "chats.jsonl", *lines), chat, per_step=8, max_tokens=64, seed=0)
     first, second = ([tuple(one.tokens) for one in source(step)] for step in (0, 1))
     assert sorted(first) == sorted(second) and len(set(first)) == 8
     assert first != second
 
 
 @pytest.mark.parametrize("line", ["nonsense", "{}", '{"messages": [{"role": "user"}]}', "[1]"])
-def test_a_line_that_is_no_chat_is_named(tokenizer, tmp_path, line):
+def test_a_line_that_is_no_chat_is_named(chat, tmp_path, line):
     with pytest.raises(UserError, match=r"chats.jsonl:1 is not a chat"):
-        file_transcripts(chats(tmp_path / "chats.jsonl", line), tokenizer, 1, 64, 0)
+        file_transcripts(chats(tmp_path / "chats.jsonl", line), chat, 1, 64, 0)
 
 
 def test_lines_are_utf8_and_end_where_json_ends_them(tmp_path):
@@ -118,12 +95,12 @@ def test_lines_are_utf8_and_end_where_json_ends_them(tmp_path):
         read_chats(path)
 
 
-def test_a_file_without_anything_to_learn_is_refused(tokenizer, tmp_path):
+def test_a_file_without_anything_to_learn_is_refused(chat, tmp_path):
     line = json.dumps(
         {"messages": [Message(role="user", content="hi")]},
         default=lambda one: {"role": one.role, "content": one.content},
     )
     with pytest.raises(UserError, match="no assistant turn"):
-        file_transcripts(chats(tmp_path / "chats.jsonl", line), tokenizer, 1, 64, 0)
+        file_transcripts(chats(tmp_path / "chats.jsonl", line), chat, 1, 64, 0)
     with pytest.raises(UserError, match="no file"):
-        file_transcripts(tmp_path / "absent.jsonl", tokenizer, 1, 64, 0)
+        file_transcripts(tmp_path / "absent.jsonl", chat, 1, 64, 0)

@@ -1,0 +1,173 @@
+"""Every policy speaks the chat of its own template, and contexts are only ever appended to.
+
+The templates are short forms of those that policies come with: what they write around messages is theirs.
+"""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bebop.errors import UserError
+from bebop.models.tiny import tiny_path
+from bebop.tasks.base import Message, Split
+from bebop.tasks.chat import Chat, chat_of
+from bebop.tasks.registry import load_task
+
+THINKING = r"""
+{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}
+{%- elif m.role == 'tool' %}
+{%- if loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}
+{%- elif m.role == 'assistant' %}
+{{- '<|im_start|>assistant\n' }}
+{%- if loop.index0 > ns.last %}{{- '<think>\n\n</think>\n\n' }}{% endif %}
+{{- m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{- '\n</think>\n\n' }}{% endif %}{% endif %}"""
+
+HEADERS = """
+{%- for m in messages %}
+{%- if loop.first %}<|begin_of_text|>{% endif %}
+{%- if m.role == 'tool' %}<|start_header_id|>ipython<|end_header_id|>
+
+{{ m.content | tojson }}<|eot_id|>
+{%- else %}<|start_header_id|>{{ m.role }}<|end_header_id|>
+
+{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}"""
+
+ALTERNATING = """
+{%- for m in messages %}
+{%- if loop.first %}<s>{% endif %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) or m.role not in ['user', 'assistant'] %}
+{{- raise_exception('roles must alternate user and assistant') }}{% endif %}
+{%- if m.role == 'user' %}[INST] {{ m.content }} [/INST]
+{%- else %} {{ m.content }}</s>{% endif %}{% endfor %}"""
+
+WITHOUT_END = """
+{%- for m in messages %}<|{{ m.role }}|>
+{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+
+OPENING = (Message(role="system", content="Tools: ls()."), Message(role="user", content="How many files?"))
+RESULTS = (Message(role="tool", content="a b"), Message(role="tool", content="2"))
+
+
+def with_template(template: str | None) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_path())
+    marks = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<s>", "</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def texts(chat: Chat) -> tuple[str, str]:
+    """The opening, and what follows a turn of the policy."""
+    decode = chat.tokenizer.decode
+    return str(decode(chat.open(OPENING))), str(decode(chat.go_on(RESULTS)))
+
+
+def test_a_policy_that_thinks_is_given_what_its_template_writes_and_graded_on_what_it_says() -> None:
+    chat = chat_of(with_template(THINKING))
+    opening, then = texts(chat)
+    header = "<|im_start|>assistant\n<think>\n"
+    assert (
+        opening == f"<|im_start|>system\nTools: ls().<|im_end|>\n<|im_start|>user\nHow many files?<|im_end|>\n{header}"
+    )
+    results = "".join(f"\n<tool_response>\n{one.content}\n</tool_response>" for one in RESULTS)
+    assert then == f"\n<|im_start|>user{results}<|im_end|>\n{header}"
+    assert chat.end == "<|im_end|>" and chat.opens_thought
+    assert chat.said("Two of them.\n</think>\n\nAnswer: 2") == "Answer: 2"
+    assert chat.said("Answer: 2, I think") == "", "a thought without an end says nothing"
+
+
+def test_a_policy_can_be_told_not_to_think() -> None:
+    chat = chat_of(with_template(THINKING), thinking=False)
+    opening, then = texts(chat)
+    header = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert opening.endswith(header) and then.endswith(header)
+    assert not chat.opens_thought and chat.no_thought == ""
+    assert chat.said("Answer: 2") == "Answer: 2"
+    assert chat_of(with_template(THINKING), thinking=True).opens_thought
+    with pytest.raises(UserError, match="no switch for it"):
+        chat_of(with_template(HEADERS), thinking=False)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "content", "written"),
+    [
+        (None, "Answer: 2", "\n</think>\n\nAnswer: 2"),
+        (None, "<think>\nTwo.\n</think>\n\nAnswer: 2", "Two.\n</think>\n\nAnswer: 2"),
+        (False, "Answer: 2", "Answer: 2"),
+    ],
+)
+def test_worked_turns_continue_the_header(thinking: bool | None, content: str, written: str) -> None:
+    chat = chat_of(with_template(THINKING), thinking)
+    made = chat.transcript([*OPENING, Message(role="assistant", content=content), *RESULTS, OPENING[1]])
+    mine = [token for token, is_model in zip(made.tokens, made.is_model, strict=True) if is_model]
+    assert chat.tokenizer.decode(mine) == written + "<|im_end|>"
+    assert made.tokens[: -len(mine)] == chat.open(OPENING), "what follows the last turn is left out"
+
+
+def test_other_templates_have_marks_and_roles_of_their_own() -> None:
+    chat = chat_of(with_template(HEADERS))
+    opening, then = texts(chat)
+    header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert opening.startswith("<|begin_of_text|><|start_header_id|>system") and opening.endswith(header)
+    assert (
+        then
+        == "".join(
+            f"<|start_header_id|>ipython<|end_header_id|>\n\n{json.dumps(one.content)}<|eot_id|>" for one in RESULTS
+        )
+        + header
+    )
+    assert (chat.end, chat.end_token) == ("<|eot_id|>", chat.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
+
+
+def test_system_messages_and_tool_results_become_a_users_where_a_template_refuses_them() -> None:
+    chat = chat_of(with_template(ALTERNATING))
+    assert (chat.knows_system, chat.knows_tools) == (False, False)
+    opening, then = texts(chat)
+    assert opening == "<s>[INST] Tools: ls().\nHow many files? [/INST]"
+    assert then == "[INST] a b\n2 [/INST]"
+    assert chat.end == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template; add its chat_template.jinja"),
+        (WITHOUT_END, "no token that ends it"),
+        ("{{ raise_exception('not today') }}", "refuses messages of user .not today."),
+        ("{{ messages[0]['content'] }}", "no token that ends it"),
+    ],
+)
+def test_a_template_that_turns_cannot_be_appended_to_is_refused_with_a_way_out(template, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        chat_of(with_template(template))
+    assert "rows of tokens and is_model" in str(raised.value)
+    with pytest.raises(UserError, match="no tokenizer"):
+        chat_of(None)
+
+
+@pytest.mark.parametrize("template", [THINKING, HEADERS, ALTERNATING])
+def test_a_transcript_is_what_an_episode_would_have_made(template: str) -> None:
+    chat = chat_of(with_template(template))
+    task = load_task("agent")
+    messages = task.demonstration(task.problem(Split.TRAIN, 1), 0)
+    first = next(place for place, one in enumerate(messages) if one.role == "assistant")
+    tokens = chat.open(messages[:first])
+    for message, answer in zip(messages[first:-1:2], messages[first + 1 :: 2], strict=True):
+        tokens += chat.tokenizer.encode(chat.written(message.content) + chat.end, add_special_tokens=False)
+        tokens += chat.go_on([answer])
+    tokens += chat.tokenizer.encode(chat.written(messages[-1].content) + chat.end, add_special_tokens=False)
+    assert tokens == chat.transcript(messages).tokens
