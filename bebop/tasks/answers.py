@@ -7,12 +7,18 @@ answer was written by a model. ``is_harmless`` lets through data and small arith
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
+import logging
 import re
 
+from bebop.errors import UserError
+
+INSTRUCTION = "\n\nThink it through. Then end with a line that starts with `Answer:` and gives the final answer alone."
 MAX_EVALUATED_LENGTH = 2_000
 MAX_CONSTANT = 10**12
 MAX_EXPONENT = 99
+MAX_EXPRESSION_LENGTH = 200
 MAX_GROWTH = 2
 """Nested powers and exponentials: with exponents of two digits, two levels stay small and four fill any memory."""
 FUNCTIONS = frozenset(
@@ -41,7 +47,23 @@ CALLING = re.compile(r"[(!'\"`]|__")
 
 NUMBER = re.compile(r"(?:[A-Za-z]\s*=\s*)?[-+]?\s*\d{1,30}(?:(?:,|\{,\})\d{3}){0,10}(?:\.\d{1,30})?\s*(?:\\?%)?")
 FRACTION = re.compile(r"-?\\[dt]?frac\{-?\d{1,12}\}\{\d{1,12}\}|-?\d{1,12}\s*/\s*\d{1,12}")
+POWER = r"(?:\^|\*\*)\s*"
+HEAVY = re.compile(
+    rf"\d{{13}}|!|{POWER}[{{(]?\s*-?\d{{3}}|{POWER}\d+\s*{POWER}|{POWER}[{{(][^{{}}()]*(?:{POWER}|[{{(])|{POWER}[{{(][^{{}}()]{{7}}"
+    r"|\\(?:sum|prod|int|oint|lim|binom|Gamma|zeta|dots|cdots|ldots)"
+)
+"""Long numbers, factorials, powers whose exponents are long or powers themselves, what stands for many operations."""
+POWER_OF_GROUP = re.compile(rf"[)\]}}]\s*{POWER}")
+MAX_POWERS_OF_GROUPS = 2
 BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+
+
+def require_math_verify(task: str) -> None:
+    """UserError where the package ``math-verify``, which judges the task's answers, is not installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError(f"the task {task} needs the package math-verify; run pip install 'bebop-rl[tasks]'")
+    # It warns at every call that it runs without timeouts; see ``is_same_number``.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def extract_answer(completion: str) -> str | None:
@@ -132,6 +154,29 @@ def is_same_number(reference: str, answer: str) -> bool:
     # Its timeouts are signals, which only the main thread may set; numbers of this size need none.
     gold, given = (math_verify.parse(f"${text}$", parsing_timeout=0) for text in (reference, answer))
     return math_verify.verify(gold, given, timeout_seconds=0)
+
+
+def is_same_answer(reference: str, answer: str) -> bool:
+    """Whether the texts are equal but for case and spaces, or the same number or expression in another notation."""
+    texts = ["".join(_bare(text).split()).casefold() for text in (reference, answer)]
+    return texts[0] == texts[1] or is_same_number(reference, answer) or _is_same_expression(reference, answer)
+
+
+def _is_same_expression(reference: str, answer: str) -> bool:
+    """Whether ``math-verify`` finds them equal; False for what could keep it busy, and for numbers, judged before."""
+    import math_verify
+
+    reference, answer = _bare(reference), _bare(answer)
+    if NUMBER.fullmatch(reference) or not (_is_small(reference) and _is_small(answer)):
+        return False
+    gold, given = (math_verify.parse(f"${text}$", parsing_timeout=0) for text in (reference, answer))
+    return bool(gold and given) and math_verify.verify(gold, given, timeout_seconds=0)
+
+
+def _is_small(expression: str) -> bool:
+    """Whether an expression can be evaluated in no time: short, without towers of powers, sums to infinity and such."""
+    is_short = len(expression) <= MAX_EXPRESSION_LENGTH
+    return is_short and not HEAVY.search(expression) and len(POWER_OF_GROUP.findall(expression)) <= MAX_POWERS_OF_GROUPS
 
 
 def _bare(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 import re
 import tokenize
@@ -16,10 +15,9 @@ from pydantic import Field
 
 from bebop.config import ConfigModel
 from bebop.errors import UserError
-from bebop.tasks.answers import extract_answer, is_harmless, is_same_number
+from bebop.tasks.answers import INSTRUCTION, extract_answer, is_harmless, is_same_number, require_math_verify
 from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, seeded, split_of
 
-INSTRUCTION = "\n\nThink it through. Then end with a line that starts with `Answer:` and gives the final answer alone."
 MAX_DRAWS = 2_000
 """Draws without a question of the wanted split, after which the data set counts as too small to be split."""
 EVALUATES = re.compile(
@@ -137,14 +135,12 @@ def evaluates_text(dataset_class: type) -> bool:
 
 def _require() -> ModuleType:
     """reasoning-gym's factory; imported here because it takes seconds."""
+    require_math_verify("reasoning")
     try:
-        import math_verify  # noqa: F401
         import reasoning_gym  # noqa: F401  (fills the factory)
         from reasoning_gym import factory
     except ImportError as error:
         raise UserError(
             f"the task reasoning needs the package {error.name}; run pip install 'bebop-rl[tasks]'"
         ) from error
-    # It warns once that it runs without timeouts; see answers.is_same_number.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
     return factory

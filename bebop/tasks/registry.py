@@ -17,6 +17,8 @@ from bebop.tasks.base import Task
 from bebop.tasks.code import CodeConfig, CodeTask
 from bebop.tasks.humaneval import HumanEvalConfig, HumanEvalTask
 from bebop.tasks.math import MathConfig, MathTask
+from bebop.tasks.own import load_own
+from bebop.tasks.questions import QuestionsConfig, load_questions
 from bebop.tasks.reasoning import ReasoningConfig, load_reasoning
 
 Options = Mapping[str, Any]
@@ -28,15 +30,28 @@ TASKS: dict[str, Callable[[int, Options], Task]] = {
     "agent": lambda seed, options: AgentTask(configured(AgentConfig, "agent", options), seed),
     "humaneval": lambda _, options: HumanEvalTask(configured(HumanEvalConfig, "humaneval", options)),
     "reasoning": lambda seed, options: load_reasoning(configured(ReasoningConfig, "reasoning", options), seed),
+    "questions": lambda seed, options: load_questions(configured(QuestionsConfig, "questions", options), seed),
 }
+DETAIL = {"reasoning": "dataset", "questions": "file"}
+"""Tasks whose name may go on with an option's value, as in ``questions:gsm8k.jsonl``; and that option."""
 
 
 def load_task(name: str, seed: int = 0, options: Options | None = None) -> Task:
-    """The task of that name; ``options`` are the fields of its config. UserError for an unknown name or option."""
+    """The task of that name; ``options`` are the fields of its config. UserError for an unknown name or option.
+
+    A name is one of ``TASKS``, one of ``DETAIL`` with a colon and a value, or a task of one's own, ``MODULE:FACTORY``.
+    """
+    kind, colon, detail = name.partition(":")
+    if kind in DETAIL and detail:
+        return TASKS[kind](seed, {DETAIL[kind]: detail, **(options or {})})
+    if colon and kind not in TASKS:
+        return load_own(name, seed, options or {})
     if name not in TASKS:
         near = get_close_matches(name, TASKS, n=1)
         meant = f"did you mean {near[0]}? There are" if near else "choose one of"
-        raise UserError(f"there is no task {name!r}; {meant} {', '.join(sorted(TASKS))}")
+        raise UserError(
+            f"there is no task {name!r}; {meant} {', '.join(sorted(TASKS))}, or name your own, FILE.py:CLASS"
+        )
     return TASKS[name](seed, options or {})
 
 

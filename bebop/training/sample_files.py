@@ -6,17 +6,15 @@ tokenised as the tasks' chats are, by the policy's template. An ``id`` is option
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bebop.errors import UserError
+from bebop.rows import read_rows
 from bebop.tasks.base import Message
 from bebop.tasks.chat import Chat, Transcript
 from bebop.training.samples import Sample
-from bebop.training.transcripts import decoded
 
 SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "content": ...}]}'
 
@@ -24,67 +22,13 @@ SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "co
 def read_samples(path: Path, open_chat: Callable[[], Chat]) -> list[Sample]:
     """Every row of the file; UserError naming the row that is neither form. ``open_chat`` is asked for where one is a
     chat."""
-    if not path.exists():
-        raise UserError(f"there is no file {path}; give a JSONL or Parquet file, or a directory saved by `datasets`")
-    rows = list(
-        read_directory(path) if path.is_dir() else read_parquet(path) if path.suffix == ".parquet" else read_lines(path)
-    )
+    rows = list(read_rows(path))
     has_chats = any(isinstance(row, Mapping) and "messages" in row for _, row in rows)
     chat = open_chat() if has_chats else None
     samples = [as_sample(row, where, chat) for where, row in rows]
     if len({one.id for one in samples}) < len(samples):
         raise UserError(f"{path} has two rows with the same id; give each its own, or none")
     return samples
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
-
-
-def parse_line(line: bytes, where: str) -> Any:
-    text = decoded(line, where)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); write one row a line, {SHAPE}") from error
-
-
-def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    require("pyarrow", path)
-    import pyarrow.parquet as parquet
-    from pyarrow import ArrowInvalid
-
-    try:
-        file = parquet.ParquetFile(path)
-    except ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file ({error}); write it again") from error
-    number = 0
-    for group in file.iter_batches():
-        for row in group.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", row
-
-
-def read_directory(path: Path) -> Iterator[tuple[str, Any]]:
-    require("datasets", path)
-    import datasets  # pyright: ignore[reportMissingImports]
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not a data set that `datasets` saved; name such a directory, or a file") from error
-    if not isinstance(loaded, datasets.Dataset):
-        raise UserError(f"{path} holds several splits; name the directory of one, such as {path / 'train'}")
-    for number, row in enumerate(loaded, start=1):
-        yield f"{path}, row {number}", row
-
-
-def require(package: str, path: Path) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"reading {path} needs {package}; run `pip install 'bebop-rl[data]'` or give a JSONL file")
 
 
 def as_sample(row: Any, where: str, chat: Chat | None) -> Sample:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bebop.errors import UserError
+from bebop.rows import decoded
 from bebop.tasks.base import Message, Split, Task
 from bebop.tasks.chat import Chat, Transcript
 
@@ -99,14 +100,6 @@ def read_chat(line: bytes, where: str) -> list[Message]:
         return [Message(role=one["role"], content=one["content"]) for one in json.loads(text)["messages"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not a chat; write {{"messages": [{{"role": ..., "content": ...}}]}}') from error
-
-
-def decoded(line: bytes, where: str) -> str:
-    """A line of a file; UserError naming the one that is not UTF-8."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from error
 
 
 def micro_batches(transcripts: Sequence[Transcript], token_budget: int) -> list[TokenBatch]:
