@@ -37,8 +37,15 @@ def value_and_gradients(attend, parts: list[Tensor], dtype: torch.dtype) -> list
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_value_and_gradient(shape: tuple[int, int, int, int, int], dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "kept_bytes"),
+    [(torch.float32, 1e-5, 0), (torch.bfloat16, 0.02, 0), (torch.bfloat16, 0.02, 1e9)],
+)
+def test_value_and_gradient(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, tolerance: float, kept_bytes: float, monkeypatch
+) -> None:
+    """With probabilities that are kept for the gradient and with such as are computed again."""
+    monkeypatch.setattr(attention, "KEPT_BYTES", kept_bytes)
     parts = heads(shape)
     wanted = value_and_gradients(plain, parts, torch.float64)
     found = value_and_gradients(lambda *one: causal_attention(*one, SCALE), parts, dtype)
@@ -47,14 +54,15 @@ def test_value_and_gradient(shape: tuple[int, int, int, int, int], dtype: torch.
         assert (one - other).norm() <= tolerance * other.norm()
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 1e9])
 @pytest.mark.parametrize("mutant", ["_probabilities_see_the_future", "_forgets_the_mean"])
-def test_the_comparison_sees_a_mutant(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_sees_a_mutant(mutant: str, kept_bytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if mutant == "_forgets_the_mean":
         monkeypatch.setattr(Tensor, "sub_", lambda one, _: one)
     else:
         monkeypatch.setattr(Tensor, "triu_", lambda one, _: one.zero_())
     with pytest.raises(AssertionError):
-        test_value_and_gradient(SHAPES[0], torch.bfloat16, 0.02)
+        test_value_and_gradient(SHAPES[0], torch.bfloat16, 0.02, kept_bytes, monkeypatch)
 
 
 def test_products_are_for_bfloat16_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
