@@ -15,13 +15,13 @@ from bebop.cli.counting import ticker
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
 from bebop.cli.sampling import TemperatureOption, ThinkingOption, sampling_at
+from bebop.cli.task_choice import TasksOption, chosen_tasks
 from bebop.engines.embedded.rules import rule_named
 from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, recommended_dtype
 from bebop.tasks.base import Split
 from bebop.tasks.chat import chat_of
 from bebop.tasks.evaluation import plans
-from bebop.tasks.registry import load_task
 from bebop.training.acceptance_report import TaskResult, check_same_target, evaluate_task
 from bebop.training.calibration import TEMPERATURES
 from bebop.training.mtp_eval import EvalSettings
@@ -30,7 +30,7 @@ from bebop.training.teacher_forced import FATES, Questions
 
 def command(
     policy: Annotated[str, typer.Argument(help="Name or directory of a policy with a head.")],
-    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas.")] = "math,code,agent",
+    tasks: TasksOption = "math,code,agent",
     rules: Annotated[str, typer.Option(help="Verification rules, with commas.")] = ",".join(FATES),
     temperature: TemperatureOption = 1.0,
     k: Annotated[int, typer.Option("--k", min=1, max=16, help="Draft tokens a round.")] = 3,
@@ -58,7 +58,7 @@ def command(
     settings = EvalSettings(
         questions=questions, num_drafts=k, rows=rows, max_turn_tokens=max_turn_tokens, thinking=thinking
     )
-    chosen = [load_task(name, seed) for name in tasks.split(",")]
+    chosen = chosen_tasks(tasks, seed)
     loaded, others = open_policy(policy), {name: open_policy(name) for name in against or ()}
     chat_of(loaded.tokenizer, thinking)
     check_same_target(loaded, others)

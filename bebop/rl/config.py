@@ -14,7 +14,7 @@ from bebop.engines.embedded.options import MAX_DRAFT_TOKENS
 from bebop.engines.embedded.rules import rule_named
 from bebop.errors import UserError
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice
 
 EngineName = Literal["embedded", "vllm"]
 

@@ -7,15 +7,11 @@ group, and a resumed run needs no more than its step to know which problems are 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bebop.errors import UserError
 from bebop.tasks.base import Split, Task
 from bebop.tasks.episodes import EpisodePlan
-from bebop.tasks.registry import load_task
-from bebop.training.sft import TaskChoice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,18 +35,6 @@ class Job:
         task = tasks[self.task]
         problem = task.problem(self.split, self.index)
         return [EpisodePlan(task=task, problem=problem, seed=seed) for seed in self.seeds]
-
-
-def load_tasks(choices: Sequence[TaskChoice], seed: int) -> dict[str, Task]:
-    """The chosen tasks by the names they are chosen by; the seed decides their problems.
-
-    UserError where two call themselves the same: their rewards and problems could not be told apart.
-    """
-    tasks = {one.name: load_task(one.name, seed, one.options) for one in choices}
-    for name, number in Counter(task.name for task in tasks.values()).items():
-        if number > 1:
-            raise UserError(f"{number} of the tasks are called {name}; give each a name, or file, of its own")
-    return tasks
 
 
 def task_turns(shares: Mapping[str, int]) -> tuple[str, ...]:

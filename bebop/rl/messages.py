@@ -26,7 +26,7 @@ from bebop.rl.jobs import Job
 from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome
 from bebop.tasks.episodes import EpisodePlan, Rollout, RolloutTurn
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice
 
 _LENGTH_BYTES = 4
 

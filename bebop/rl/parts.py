@@ -18,13 +18,13 @@ from bebop.rl.contract import AcceptLengthWatch, HeadContract
 from bebop.rl.fleet import Fleet, FleetOptions
 from bebop.rl.gate import LagGate
 from bebop.rl.intake import Intake, IntakeOptions
-from bebop.rl.jobs import load_tasks
 from bebop.rl.learner import Learner
 from bebop.rl.messages import Start, Weights
 from bebop.rl.placement import Inbox, WorkerProcess
 from bebop.rl.publication import WeightStore
 from bebop.runs import RunDirectory
 from bebop.tasks.chat import chat_of
+from bebop.tasks.registry import load_tasks
 from bebop.training.checkpoint import load_latest, saved_position
 
 

@@ -14,11 +14,12 @@ from bebop.errors import UserError
 from bebop.models.devices import chosen_device, chosen_dtype
 from bebop.models.policy import Policy, load_policy
 from bebop.rl.engines import TimedEngine, open_engine
-from bebop.rl.jobs import Job, load_tasks
+from bebop.rl.jobs import Job
 from bebop.rl.messages import Finished, Loaded, PlayedTurn, Start, Weights
 from bebop.rl.records import Busy
 from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, Scoring, run_episodes
+from bebop.tasks.registry import load_tasks
 
 
 class RolloutWorker:
@@ -28,7 +29,7 @@ class RolloutWorker:
         torch.set_num_threads(start.rollout.threads)
         self._policy = open_policy(start)
         self._engine = TimedEngine(open_engine(self._policy, start.rollout, start.mtp))
-        self._chat = chat_of(self._policy.tokenizer, start.rollout.thinking)
+        self.chat = chat_of(self._policy.tokenizer, start.rollout.thinking)
         self._tasks = load_tasks(start.tasks, start.seed)
         self._settings = EpisodeSettings(sampling=start.rollout.sampling, max_turn_tokens=start.rollout.max_turn_tokens)
         threads = start.rollout.scoring_threads
@@ -66,7 +67,7 @@ class RolloutWorker:
                     places[wanted[attempt].problem.id, wanted[attempt].seed] = job.id, attempt
                     yield wanted[attempt]
 
-        for rollout in run_episodes(self._engine, self._chat, plans(), self._settings, self._scoring):
+        for rollout in run_episodes(self._engine, self.chat, plans(), self._settings, self._scoring):
             job_id, attempt = places.pop((rollout.plan.problem.id, rollout.plan.seed))
             yield finished(job_id, attempt, rollout, self._engine.take_busy())
             # The engine's lock is taken again at once by whoever released it; a thread with new weights comes first.

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 Drawn = TypeVar("Drawn")
 Role = Literal["system", "user", "assistant", "tool"]
@@ -35,6 +35,14 @@ class Message:
 
     role: Role
     content: str
+
+
+def as_message(row: Mapping[str, Any]) -> Message:
+    """A message of a file's chat; KeyError, TypeError or ValueError where it is none."""
+    role, content = row["role"], row["content"]
+    if role not in get_args(Role) or not isinstance(content, str):
+        raise ValueError(f"{role!r} is none of {', '.join(get_args(Role))}, or its content is no text")
+    return Message(role=role, content=content)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ asked for a context as a whole, as many rewrite earlier turns, most often by lea
 
 from __future__ import annotations
 
-import re
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -23,6 +23,8 @@ from bebop.tasks.base import Message
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 SWITCHES = ("enable_thinking", "thinking")
 """What templates call the variable that says whether the policy is to think."""
+DAY = datetime.date(2024, 7, 26)
+"""What Llama 3's template writes where it is told no date."""
 REMEDY = "give sequences of your own as rows of tokens and is_model"
 
 _GIVEN, _SAID = "Given0", "Said0"
@@ -56,6 +58,8 @@ class Chat:
     end_token: int = -1
     opens_thought: bool = False
     """The header of a turn ends inside a thought."""
+    closes_thought: bool = False
+    """The header of a turn ends behind an empty thought."""
     no_thought: str = ""
     """What the policy writes at the start of a turn that has no thought."""
 
@@ -67,13 +71,16 @@ class Chat:
         """Tokens to append after the policy's end-of-turn: the environment's messages and the next turn's header."""
         return encode(self.tokenizer, self.after_turn(messages).removeprefix(self.end))
 
-    def transcript(self, messages: Sequence[Message]) -> Transcript:
-        """A worked chat, tokenised turn by turn exactly as an episode would have produced it."""
+    def transcript(self, messages: Sequence[Message], num_given: int = 0) -> Transcript:
+        """A worked chat, tokenised turn by turn exactly as an episode would have produced it.
+
+        ``num_given``: messages at its start that are given, turns of the policy among them included.
+        """
         tokens: list[int] = []
         is_model: list[bool] = []
         pending: list[Message] = []
-        for message in messages:
-            if message.role != "assistant":
+        for place, message in enumerate(messages):
+            if message.role != "assistant" or place < num_given:
                 pending.append(message)
                 continue
             given = self.go_on(pending) if tokens else self.open(pending)
@@ -92,6 +99,8 @@ class Chat:
 
     def written(self, content: str) -> str:
         """The text that the policy writes for a worked turn, whose thought, if it has one, stands in its content."""
+        if self.closes_thought:
+            content = self.said(content)
         if not content.startswith(THOUGHT_START):
             return self.no_thought + content
         return content.removeprefix(THOUGHT_START).removeprefix("\n") if self.opens_thought else content
@@ -105,7 +114,7 @@ class Chat:
         adapted = [{"role": one.role, "content": one.content} for one in self._adapted(messages)]
         try:
             text = self.tokenizer.apply_chat_template(
-                adapted, add_generation_prompt=with_header, tokenize=False, **self.options
+                adapted, add_generation_prompt=with_header, tokenize=False, strftime_now=_strftime, **self.options
             )
         except (ValueError, TypeError, TemplateError) as error:
             roles = ", ".join(one["role"] for one in adapted) or "none"
@@ -136,18 +145,22 @@ def chat_of(tokenizer: PreTrainedTokenizerBase | None, thinking: bool | None = N
         raise UserError(f"the policy has no tokenizer; add its tokenizer.json to the directory, or {REMEDY}")
     if not tokenizer.chat_template:
         raise UserError(f"the policy has no chat template; add its chat_template.jinja to the directory, or {REMEDY}")
-    chat = Chat(tokenizer=tokenizer, options=_switch(str(tokenizer.chat_template), thinking))
+    chat = _with_switch(Chat(tokenizer=tokenizer), thinking)
     chat = replace(chat, knows_system=_knows_system(chat))
     chat = replace(chat, knows_tools=_knows_tools(chat))
     return _with_thoughts(_with_end(chat))
 
 
-def _switch(template: str, thinking: bool | None) -> dict[str, bool]:
+def _with_switch(chat: Chat, thinking: bool | None) -> Chat:
+    """The chat with thinking on or off; UserError where nothing in the template does that, or no thought is known."""
     if thinking is None:
-        return {}
+        return chat
     for name in SWITCHES:
-        if re.search(rf"\b{name}\b", template):
-            return {name: thinking}
+        on, off = (replace(chat, options={name: value}) for value in (True, False))
+        if on.render([_ASKED]) != off.render([_ASKED]):
+            if thinking and THOUGHT_START not in str(chat.tokenizer.chat_template):
+                raise UserError(f"the policy's chat template marks no thoughts by {THOUGHT_START}; turn thinking off")
+            return on if thinking else off
     raise UserError("thinking is set and the policy's chat template has no switch for it; leave it out")
 
 
@@ -162,10 +175,19 @@ def _knows_tools(chat: Chat) -> bool:
     """Whether the template writes tool results, and the header of the policy's turn behind them."""
     header = chat.render([_ASKED]).removeprefix(chat.render([_ASKED], with_header=False))
     try:
-        _, given, rest = chat.after_turn([Message(role="tool", content=_GIVEN)]).partition(_GIVEN)
+        written = chat.after_turn([Message(role="tool", content=_GIVEN)])
     except UserError:
         return False
-    return bool(given) and rest.endswith(header)
+    _, given, rest = written.partition(_GIVEN)
+    return bool(given) and rest.endswith(header) and written != _as_system(chat)
+
+
+def _as_system(chat: Chat) -> str | None:
+    """What the template writes of a system message behind a turn, as some do of every role that they do not know."""
+    try:
+        return chat.after_turn([Message(role="system", content=_GIVEN)])
+    except UserError:
+        return None
 
 
 def _with_end(chat: Chat) -> Chat:
@@ -186,11 +208,16 @@ def _with_end(chat: Chat) -> Chat:
 def _with_thoughts(chat: Chat) -> Chat:
     """The chat with what its template writes before a turn's text, beyond the header."""
     opening, whole = chat.render([_ASKED]), chat.render([_ASKED, _ANSWERED], with_header=False)
-    opens_thought = opening.rstrip().endswith(THOUGHT_START)
+    opens_thought, closes_thought = (opening.rstrip().endswith(mark) for mark in (THOUGHT_START, THOUGHT_END))
     no_thought = f"\n{THOUGHT_END}\n\n" if opens_thought else ""
     if whole.startswith(opening):
         no_thought = whole.removeprefix(opening).partition(_SAID)[0]
-    return replace(chat, opens_thought=opens_thought, no_thought=no_thought)
+    return replace(chat, opens_thought=opens_thought, closes_thought=closes_thought, no_thought=no_thought)
+
+
+def _strftime(format: str) -> str:
+    """The date that dated templates are given: prompts are the same on every day."""
+    return DAY.strftime(format)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

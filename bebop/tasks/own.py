@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -35,7 +36,11 @@ def load_own(name: str, seed: int, options: Mapping[str, Any]) -> Task:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no file {path}; name the file of the task, from the directory you are in")
-    name = f"bebop_own_{path.stem}"
+    # The whole path, as files of one name may stand in two directories; what stands beside the file can be imported.
+    name = f"bebop_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,6 +50,11 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _imported(name: str) -> ModuleType:
-    if importlib.util.find_spec(name.partition(".")[0]) is None:
-        raise UserError(f"there is no module {name}; install it, or name its file, such as my_tasks.py:Puzzles")
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(
+            f"there is no module {error.name}; install it, or name the task's file, such as my_tasks.py:Puzzles"
+        ) from error

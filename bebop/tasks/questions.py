@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-from pydantic import Field
+from typing import Any
 
 from bebop.config import ConfigModel
 from bebop.errors import UserError
 from bebop.rows import read_rows
-from bebop.tasks.answers import INSTRUCTION, extract_answer, is_same_answer, require_math_verify
-from bebop.tasks.base import Family, Message, Outcome, Problem, Role, SingleTurn, Split, split_of
+from bebop.tasks.answers import INSTRUCTION, extract_answer, require_math_verify
+from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, as_message, split_of
+from bebop.tasks.equality import is_same_answer
+from bebop.tasks.verifier import Verifier
 
 
 class QuestionsConfig(ConfigModel):
@@ -36,7 +36,7 @@ class QuestionsConfig(ConfigModel):
     """The answer is what follows this in its column, such as ``"####"`` in GSM8K's; without it, the whole column."""
     system: str = ""
     """A system message before every question."""
-    instruction: str = Field(default=INSTRUCTION)
+    instruction: str = INSTRUCTION
     """Written behind every question. Graded is what follows the last ``Answer:``, else the last ``\\\\boxed{}``."""
 
 
@@ -45,13 +45,10 @@ class Question:
     """One row."""
 
     messages: tuple[Message, ...]
+    identity: str
+    """What the row asks, whatever is written around it; decides its split."""
     answer: str
     solution: str | None
-
-    @property
-    def identity(self) -> str:
-        """What makes it this question; decides its split."""
-        return "\n".join(one.content for one in self.messages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +59,7 @@ class QuestionsTask:
     questions: Mapping[Split, tuple[Question, ...]]
     seed: int = 0
     family: Family = "math"
+    verifier: Verifier = field(default_factory=Verifier, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -73,30 +71,33 @@ class QuestionsTask:
         mine = self.questions[split]
         turn, place = divmod(index, len(mine))
         if turn and split is Split.HELDOUT:
-            raise UserError(f"{self.name} has {len(mine)} held-out questions; ask for fewer, or name more as `heldout`")
+            raise UserError(f"{self.name} has {len(mine)} held-out questions; ask for fewer, or set its option heldout")
         question = mine[_order(len(mine), self.seed, turn)[place]]
         return Problem(
             task=self.name, split=split, index=index, messages=question.messages, facts={"question": question}
         )
 
     def start(self, problem: Problem) -> SingleTurn:
-        return SingleTurn(lambda completion: grade(completion, problem.facts["question"].answer))
+        return SingleTurn(lambda completion: self.grade(completion, problem.facts["question"].answer))
+
+    def grade(self, completion: str, reference: str) -> Outcome:
+        """Reward 1 if the final answer, one line unless the reference has more, is the reference."""
+        answer = extract_answer(completion)
+        if answer is None:
+            return Outcome(reward=0.0, reason="no answer")
+        first = answer if "\n" in reference else answer.splitlines()[0]
+        right = is_same_answer(reference, first, self.verifier.same)
+        return Outcome(reward=float(right), reason="solved" if right else "wrong answer")
 
     def demonstration(self, problem: Problem, seed: int) -> tuple[Message, ...]:
-        """The worked solution, which has one wording whatever the ``seed``."""
-        solution = problem.facts["question"].solution
-        if solution is None:
+        """The worked solution, which has one wording whatever the ``seed``, and the answer where it does not end so."""
+        question = problem.facts["question"]
+        text = question.solution
+        if text is None:
             raise UserError(f"{self.name} has no worked solutions to learn from; name their column as `solution`")
-        return (*problem.messages, Message(role="assistant", content=solution))
-
-
-def grade(completion: str, reference: str) -> Outcome:
-    """Reward 1 if the final answer is the reference."""
-    answer = extract_answer(completion)
-    if answer is None:
-        return Outcome(reward=0.0, reason="no answer")
-    right = is_same_answer(reference, answer)
-    return Outcome(reward=float(right), reason="solved" if right else "wrong answer")
+        if not self.grade(text, question.answer).reward:
+            text = f"{text.rstrip()}\nAnswer: {question.answer}"
+        return (*problem.messages, Message(role="assistant", content=text))
 
 
 def load_questions(config: QuestionsConfig, seed: int) -> QuestionsTask:
@@ -128,29 +129,40 @@ def _question(row: Any, where: str, config: QuestionsConfig) -> Question:
     if missing:
         has = ", ".join(row) if isinstance(row, Mapping) else "no columns"
         raise UserError(f"{where} has no {missing[0]!r}, it has {has}; name the column with the task's options")
-    answer = str(row[config.answer])
+    answer = _answer(row[config.answer], where, config)
     if config.answer_after:
         _, marker, answer = answer.rpartition(config.answer_after)
         if not marker:
             raise UserError(f"{where} has no {config.answer_after!r} in {config.answer!r}; correct `answer_after`")
+    if not answer.strip():
+        raise UserError(f"{where} has an empty {config.answer!r}; leave the row out")
+    asked = _messages(row[config.question], where, config)
+    *before, last = asked
+    system = [Message(role="system", content=config.system)] if config.system else []
     return Question(
-        messages=_messages(row[config.question], where, config),
+        messages=(*system, *before, Message(role="user", content=last.content + config.instruction)),
+        identity="\n".join(one.content for one in asked),
         answer=answer.strip(),
         solution=str(row[config.solution]) if config.solution else None,
     )
 
 
+def _answer(value: Any, where: str, config: QuestionsConfig) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        raise UserError(f"{where}: {config.answer!r} is {value!r}; give a text or a number")
+    return str(value)
+
+
 def _messages(asked: Any, where: str, config: QuestionsConfig) -> tuple[Message, ...]:
     chat = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     try:
-        messages = [Message(role=cast(Role, one["role"]), content=str(one["content"])) for one in chat]
-    except (KeyError, TypeError) as error:
+        messages = [as_message(one) for one in chat]
+        "".join(one.content for one in messages).encode()
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: {config.question!r} is neither a text nor a chat of role and content") from error
     if not messages or messages[-1].role != "user":
         raise UserError(f"{where}: {config.question!r} does not end with a user's message")
-    *before, last = messages
-    system = [Message(role="system", content=config.system)] if config.system else []
-    return (*system, *before, Message(role="user", content=last.content + config.instruction))
+    return tuple(messages)
 
 
 @cache

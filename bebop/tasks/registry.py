@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bebop.config import ConfigModel
 from bebop.config_errors import KeyOrigins, explain
@@ -36,6 +37,27 @@ DETAIL = {"reasoning": "dataset", "questions": "file"}
 """Tasks whose name may go on with an option's value, as in ``questions:gsm8k.jsonl``; and that option."""
 
 
+class TaskChoice(ConfigModel):
+    """A task and its options."""
+
+    name: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def load_tasks(choices: Sequence[TaskChoice], seed: int) -> dict[str, Task]:
+    """The chosen tasks by the names they are chosen by; the seed decides their problems.
+
+    UserError where two call themselves the same: their rewards and problems could not be told apart.
+    """
+    tasks = [(one.name, load_task(one.name, seed, one.options)) for one in choices]
+    for name, number in Counter(task.name for _, task in tasks).items():
+        if number > 1:
+            raise UserError(
+                f"{number} of the tasks are called {name}; name each once, and give files names of their own"
+            )
+    return dict(tasks)
+
+
 def load_task(name: str, seed: int = 0, options: Options | None = None) -> Task:
     """The task of that name; ``options`` are the fields of its config. UserError for an unknown name or option.
 
@@ -44,10 +66,10 @@ def load_task(name: str, seed: int = 0, options: Options | None = None) -> Task:
     kind, colon, detail = name.partition(":")
     if kind in DETAIL and detail:
         return TASKS[kind](seed, {DETAIL[kind]: detail, **(options or {})})
-    if colon and kind not in TASKS:
+    if colon and kind not in TASKS and not get_close_matches(kind, DETAIL, n=1, cutoff=0.8):
         return load_own(name, seed, options or {})
     if name not in TASKS:
-        near = get_close_matches(name, TASKS, n=1)
+        near = get_close_matches(kind, TASKS, n=1)
         meant = f"did you mean {near[0]}? There are" if near else "choose one of"
         raise UserError(
             f"there is no task {name!r}; {meant} {', '.join(sorted(TASKS))}, or name your own, FILE.py:CLASS"

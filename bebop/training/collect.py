@@ -22,7 +22,7 @@ from bebop.tasks.base import Split
 from bebop.tasks.chat import Transcript, chat_of
 from bebop.tasks.episodes import EpisodePlan, EpisodeSettings, Rollout, run_episodes
 from bebop.tasks.evaluation import plans
-from bebop.tasks.registry import load_task
+from bebop.tasks.registry import load_tasks
 from bebop.training.mtp_config import CollectConfig
 from bebop.training.samples import Sample
 
@@ -54,7 +54,7 @@ def collected(
 
 
 def episode_plans(config: CollectConfig, split: Split = Split.TRAIN) -> list[EpisodePlan]:
-    tasks = [load_task(one.name, config.seed, one.options) for one in config.tasks]
+    tasks = list(load_tasks(config.tasks, config.seed).values())
     return list(islice(plans(tasks, split, range(config.num_episodes)), config.num_episodes))
 
 

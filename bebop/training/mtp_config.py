@@ -12,8 +12,8 @@ from bebop.core.chains import TemperatureMixture
 from bebop.core.curriculum import Curriculum, LossTerm, WarmUp
 from bebop.core.sampling import MIN_TEMPERATURE
 from bebop.dashboards import DashboardConfig
+from bebop.tasks.registry import TaskChoice
 from bebop.training.optimiser import OptimiserConfig
-from bebop.training.sft import TaskChoice
 from bebop.training.unroll_attention import LAYOUTS
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bebop.errors import UserError
 from bebop.rows import read_rows
-from bebop.tasks.base import Message
+from bebop.tasks.base import as_message
 from bebop.tasks.chat import Chat, Transcript
 from bebop.training.samples import Sample
 
@@ -46,7 +46,7 @@ def as_sample(row: Any, where: str, chat: Chat | None) -> Sample:
 
 def tokenised(messages: Any, where: str, chat: Chat) -> Transcript:
     try:
-        return chat.transcript([Message(role=one["role"], content=one["content"]) for one in messages])
+        return chat.transcript([as_message(one) for one in messages])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:

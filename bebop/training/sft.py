@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -26,6 +25,7 @@ from bebop.errors import UserError
 from bebop.models.policy import HeadChoice, Policy
 from bebop.runs import Mean, RunDirectory
 from bebop.tasks.chat import Transcript
+from bebop.tasks.registry import TaskChoice
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.optimiser import OptimiserConfig, learning_rate, open_optimiser, update
 from bebop.training.packing import can_be_packed, decoder_inputs, packs
@@ -33,13 +33,6 @@ from bebop.training.samples import Sample
 from bebop.training.transcripts import TokenBatch, TranscriptSource, micro_batches
 
 # Shapes: B rows, T tokens, H hidden size, N tokens the policy is to write, V vocabulary.
-
-
-class TaskChoice(ConfigModel):
-    """A task and its options."""
-
-    name: str
-    options: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class DataConfig(ConfigModel):

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5Tex
 
 from bebop.errors import UserError, run_as_program
 from bebop.files import atomic_directory
+from bebop.models.chat_template import CHATML
 from bebop.models.checkpoint import new_directory
 from bebop.models.tiny import VOCAB_SIZE, tiny_config, tiny_path
 from bebop.runs import RunDirectory
@@ -29,10 +30,6 @@ NUM_TRANSCRIPTS = 3000
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIAL = ("<|endoftext|>", TURN_START, TURN_END)
 TOOL_TAGS = ("<tool_call>", "</tool_call>")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 PIECES = r' ?\{?"\p{L}+"[:,]?|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+'
 """Quoted words with the punctuation of JSON, single digits, words, runs of punctuation, runs of white space."""
 
@@ -77,7 +74,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TOOL_TAGS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=SPECIAL[0], chat_template=CHATML
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bebop.errors import UserError
 from bebop.rows import decoded
-from bebop.tasks.base import Message, Split, Task
+from bebop.tasks.base import Message, Split, Task, as_message
 from bebop.tasks.chat import Chat, Transcript
 
 # Shapes: B transcripts of a micro-batch, T tokens of the longest of them.
@@ -58,7 +58,8 @@ def task_transcripts(tasks: Sequence[Task], chat: Chat, per_step: int, max_token
         for number in range(step * per_step, (step + 1) * per_step):
             index, which = divmod(number, len(tasks))
             problem = tasks[which].problem(Split.TRAIN, index)
-            found.append(chat.transcript(tasks[which].demonstration(problem, seed=0)))
+            shown = tasks[which].demonstration(problem, seed=0)
+            found.append(chat.transcript(shown, num_given=len(problem.messages)))
         return [one for one in found if len(one.tokens) <= max_tokens]
 
     return of_step
@@ -66,7 +67,8 @@ def task_transcripts(tasks: Sequence[Task], chat: Chat, per_step: int, max_token
 
 def file_transcripts(path: Path, chat: Chat, per_step: int, max_tokens: int, seed: int) -> TranscriptSource:
     """Chats of a JSONL file (one ``{"messages": [{"role", "content"}, ...]}`` a line), in a new order every epoch."""
-    chats = [one for one in map(chat.transcript, read_chats(path)) if len(one.tokens) <= max_tokens]
+    read = (_transcript(chat, messages, where) for where, messages in read_chats(path))
+    chats = [one for one in read if len(one.tokens) <= max_tokens]
     if not any(any(one.is_model) for one in chats):
         raise UserError(f"{path} has no assistant turn within {max_tokens} tokens; nothing could be learned from it")
 
@@ -83,12 +85,19 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def read_chats(path: Path) -> list[list[Message]]:
-    """The chats of a JSONL file; UserError naming the line that is not one."""
+def _transcript(chat: Chat, messages: list[Message], where: str) -> Transcript:
+    try:
+        return chat.transcript(messages)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def read_chats(path: Path) -> list[tuple[str, list[Message]]]:
+    """(where, chat) for every chat of a JSONL file; UserError naming the line that is not one."""
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a JSONL file with one chat a line")
     return [
-        read_chat(line, f"{path}:{number}")
+        (f"{path}:{number}", read_chat(line, f"{path}:{number}"))
         for number, line in enumerate(path.read_bytes().splitlines(), start=1)
         if line.strip()
     ]
@@ -97,7 +106,7 @@ def read_chats(path: Path) -> list[list[Message]]:
 def read_chat(line: bytes, where: str) -> list[Message]:
     text = decoded(line, where)
     try:
-        return [Message(role=one["role"], content=one["content"]) for one in json.loads(text)["messages"]]
+        return [as_message(one) for one in json.loads(text)["messages"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not a chat; write {{"messages": [{{"role": ..., "content": ...}}]}}') from error
 

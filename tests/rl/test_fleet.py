@@ -7,11 +7,11 @@ import pytest
 
 from bebop.errors import UserError
 from bebop.rl.fleet import Fleet, FleetOptions, Interrupted, Launch
-from bebop.rl.jobs import Job, group_job, load_tasks
+from bebop.rl.jobs import Job, group_job
 from bebop.rl.messages import Failed, Finished, Load, Loaded, Message, Play, Weights
 from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice, load_tasks
 
 TASKS = load_tasks((TaskChoice(name="math"),), seed=0)
 

@@ -1,8 +1,8 @@
 """The data of a run are a function of its settings: nothing twice, nothing never, nothing held out."""
 
-from bebop.rl.jobs import evaluation_jobs, group_job, load_tasks, task_turns
+from bebop.rl.jobs import evaluation_jobs, group_job, task_turns
 from bebop.tasks.base import Split
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice, load_tasks
 
 NAMES = ["math", "code", "agent"]
 

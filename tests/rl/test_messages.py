@@ -6,12 +6,12 @@ import socket
 from bebop.core.sampling import Sampling
 from bebop.engines.base import Completion, DraftStats, StopReason, TokenSource
 from bebop.rl.config import MTPConfig, RolloutConfig
-from bebop.rl.jobs import evaluation_jobs, group_job, load_tasks
+from bebop.rl.jobs import evaluation_jobs, group_job
 from bebop.rl.messages import Channel, Finished, Load, Play, PlayedTurn, Start, Weights, decode, encode
 from bebop.rl.records import Busy
 from bebop.tasks.base import Outcome, Split
 from bebop.tasks.episodes import EpisodePlan
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice, load_tasks
 
 COMPLETION = Completion(
     request_id="math/train/0/7/0",

@@ -108,6 +108,7 @@ def test_a_policy_can_be_told_not_to_think() -> None:
         (None, "Answer: 2", "\n</think>\n\nAnswer: 2"),
         (None, "<think>\nTwo.\n</think>\n\nAnswer: 2", "Two.\n</think>\n\nAnswer: 2"),
         (False, "Answer: 2", "Answer: 2"),
+        (False, "<think>\nTwo.\n</think>\n\nAnswer: 2", "Answer: 2"),
     ],
 )
 def test_worked_turns_continue_the_header(thinking: bool | None, content: str, written: str) -> None:
@@ -171,3 +172,36 @@ def test_a_transcript_is_what_an_episode_would_have_made(template: str) -> None:
         tokens += chat.go_on([answer])
     tokens += chat.tokenizer.encode(chat.written(messages[-1].content) + chat.end, add_special_tokens=False)
     assert tokens == chat.transcript(messages).tokens
+
+
+def test_a_switch_is_one_that_changes_something_and_thoughts_have_marks_that_are_known() -> None:
+    with pytest.raises(UserError, match="no switch for it"):
+        chat_of(with_template("{# no thinking here #}" + HEADERS), thinking=False)
+    other = THINKING.replace("<think>", "<|channel>").replace("</think>", "<channel|>")
+    assert not chat_of(with_template(other), thinking=False).opens_thought
+    with pytest.raises(UserError, match="marks no thoughts by <think>"):
+        chat_of(with_template(other), thinking=True)
+
+
+def test_dated_templates_write_the_same_on_every_day() -> None:
+    dated = HEADERS.replace("{{ m.content | trim }}", "{{ strftime_now('%d %b %Y') }} {{ m.content | trim }}")
+    chat = chat_of(with_template(dated))
+    assert "26 Jul 2024 How many files?" in chat.tokenizer.decode(chat.open(OPENING))
+
+
+def test_tool_results_are_a_users_where_every_unknown_role_is_a_systems() -> None:
+    others = HEADERS.replace("m.role == 'tool'", "false").replace(
+        "{{ m.role }}", "{{ m.role if m.role in ['user', 'assistant'] else 'system' }}"
+    )
+    chat = chat_of(with_template(others))
+    assert (chat.knows_system, chat.knows_tools) == (True, False)
+    assert texts(chat)[1].startswith("<|start_header_id|>user<|end_header_id|>\n\na b\n2")
+
+
+def test_turns_that_are_given_are_not_learned() -> None:
+    chat = chat_of(with_template(THINKING), thinking=False)
+    shown = Message(role="assistant", content="Answer: 1")
+    made = chat.transcript([OPENING[1], shown, OPENING[1], shown], num_given=3)
+    mine = [token for token, is_model in zip(made.tokens, made.is_model, strict=True) if is_model]
+    assert chat.tokenizer.decode(mine) == "Answer: 1<|im_end|>"
+    assert made.tokens[: -len(mine)] == chat.open([OPENING[1], shown, OPENING[1]])

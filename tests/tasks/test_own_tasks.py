@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from bebop.cli.task_choice import chosen_tasks
 from bebop.errors import UserError
-from bebop.rl.jobs import load_tasks
 from bebop.tasks.base import Split
-from bebop.tasks.registry import load_task
-from bebop.training.sft import TaskChoice
+from bebop.tasks.registry import TaskChoice, load_task, load_tasks
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "tasks.md"
 
@@ -48,6 +47,8 @@ def test_a_module_is_imported_by_its_name(example, monkeypatch):
         ("no_such_module:Reverse", "there is no module no_such_module"),
         ("my_tasks.py:Absent", "my_tasks.py has no Absent"),
         ("my_tasks.py:seeded", "is no task"),
+        ("bebop.absent:Reverse", r"there is no module bebop\.absent"),
+        ("question:sums.jsonl", "did you mean questions"),
         ("mathh", "did you mean math"),
         ("math:hard", "there is no task 'math:hard'"),
     ],
@@ -63,3 +64,24 @@ def test_tasks_of_one_name_are_refused(example):
     choices = [TaskChoice(name="my_tasks.py:Reverse"), TaskChoice(name="copy.py:Reverse")]
     with pytest.raises(UserError, match="2 of the tasks are called reverse"):
         load_tasks(choices, 0)
+
+
+def test_a_file_may_import_what_stands_beside_it_and_files_of_one_name_are_apart(example):
+    (example / "words_of_mine.py").write_text("LENGTH = 7\n")
+    for place in ("one", "two"):
+        (example / place).mkdir()
+        code = (example / "my_tasks.py").read_text().replace('"reverse"', f'"reverse-{place}"')
+        (example / place / "my_tasks.py").write_text(code)
+    (example / "helped.py").write_text("from words_of_mine import LENGTH\nfrom my_tasks import Reverse as Task\n")
+    assert load_task("helped.py:Task").name == "reverse"
+    tasks = load_tasks([TaskChoice(name=f"{place}/my_tasks.py:Reverse") for place in ("one", "two")], 0)
+    assert [one.name for one in tasks.values()] == ["reverse-one", "reverse-two"]
+
+
+def test_the_evaluations_take_names_or_a_list_with_options(example):
+    assert [one.name for one in chosen_tasks("math,agent", 0)] == ["math", "agent"]
+    (task,) = chosen_tasks('[{name: "my_tasks.py:Reverse", options: {length: 9}}]', 0)
+    assert len(task.problem(Split.TRAIN, 0).messages[0].content.split()[1]) == 9
+    for text in ("math,math", "[{name: math}, {name: math}]"):
+        with pytest.raises(UserError, match="2 of the tasks are called math"):
+            chosen_tasks(text, 0)

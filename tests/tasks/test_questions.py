@@ -5,7 +5,6 @@ import json
 import pytest
 
 from bebop.errors import UserError
-from bebop.tasks.answers import is_same_answer
 from bebop.tasks.base import Split
 from bebop.tasks.registry import load_task
 
@@ -85,6 +84,11 @@ def test_columns_and_answers_have_the_shapes_that_data_sets_have(tmp_path):
         ({"question": [{"role": "assistant", "content": "x"}], "answer": "4"}, {}, r"does not end with a user's"),
         ({"question": "?", "answer": "4"}, {}, r"leaves no .* questions"),
         ("text", {}, r"it has no columns"),
+        ({"question": "?", "answer": ["4"]}, {}, r"'answer' is \['4'\]; give a text or a number"),
+        ({"question": "?", "answer": True}, {}, r"'answer' is True"),
+        ({"question": "?", "answer": " "}, {}, r"has an empty 'answer'"),
+        ({"question": [{"role": "developer", "content": "x"}], "answer": "4"}, {}, r"neither a text nor a chat"),
+        ({"question": "\ud800", "answer": "4"}, {}, r"neither a text nor a chat"),
     ],
 )
 def test_a_row_that_is_no_question_is_named(tmp_path, row, options, message):
@@ -97,40 +101,21 @@ def test_a_file_that_is_not_there_is_named():
         load_task("questions:nowhere.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("reference", "answer"),
-    [
-        ("42", "$42$"),
-        ("1,000", "1000"),
-        (r"\frac{3}{4}", "0.75"),
-        ("x^2+1", "1 + x^2"),
-        ("(x+1)^2", "x^2+2x+1"),
-        ("x^2y^3", "y^3 x^2"),
-        ("B", "b"),
-        (r"\text{Paris}", "Paris"),
-        (r"\sqrt{2}", "2^{1/2}"),
-    ],
-)
-def test_answers_are_the_same_in_any_notation(reference, answer):
-    assert is_same_answer(reference, answer)
-    assert not is_same_answer(reference, "7") and not is_same_answer(reference, "A")
+def test_what_is_written_around_a_question_does_not_decide_its_split(file):
+    plain, dressed = (
+        load_task("questions", 0, {"file": str(file), **more}) for more in ({}, {"system": "s", "instruction": "!"})
+    )
+    for split in Split:
+        ours, theirs = ([one.identity for one in task.questions[split]] for task in (plain, dressed))
+        assert ours == theirs
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "9^{9^{9}}",
-        "2**9**9",
-        "((((2^{99})^{99})^{99})^{99})^{99}",
-        "10^{999}",
-        "99999999999!",
-        r"\sum_{k=1}^{10^9} k",
-        "2^{99*99*99}",
-        r"\left(" * 60,
-        "__import__('os').abort()",
-        "9" * 13,
-    ],
-)
-def test_answers_that_would_take_long_are_wrong_at_once(answer):
-    assert not is_same_answer("x + 1", answer)
+def test_a_solution_that_does_not_end_with_the_answer_is_shown_with_it(tmp_path):
+    rows = [{"question": f"{n}?", "answer": f"As it is.\n#### {n}"} for n in range(40)]
+    options = {"solution": "answer", "answer_after": "####"}
+    task = load_task(f"questions:{write(tmp_path / 'sums.jsonl', rows)}", 0, options)
+    problem = task.problem(Split.TRAIN, 0)
+    text = task.demonstration(problem, 0)[-1].content
+    assert text.endswith(f"\nAnswer: {problem.facts['question'].answer}")
+    assert task.grade(text, problem.facts["question"].answer).reward == 1.0
+    assert task.grade("Answer: 12\nI hope this helps.", "12").reward == 1.0

@@ -88,7 +88,7 @@ def test_lines_are_utf8_and_end_where_json_ends_them(tmp_path):
     """U+2028 ends a line for Python's text and is an ordinary character of a JSON string."""
     chat = {"messages": [{"role": "user", "content": "one\u2028two"}, {"role": "assistant", "content": "three"}]}
     path = chats(tmp_path / "chats.jsonl", json.dumps(chat, ensure_ascii=False))
-    [[said, _]] = read_chats(path)
+    [(_, [said, _])] = read_chats(path)
     assert said.content == "one\u2028two"
     path.write_bytes(path.read_bytes() + b"\n\xff\xfe")
     with pytest.raises(UserError, match=r"chats.jsonl:2 is not UTF-8 .byte 0 of the line.; save the file as UTF-8"):
