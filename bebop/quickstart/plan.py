@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bebop.errors import UserError
 from bebop.quickstart import findings
 from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 
@@ -45,16 +44,26 @@ class Scale:
     policy: str
     name: str
     """Of the configurations: ``mtp-NAME.yaml``, ``rl-NAME.yaml``."""
-    minutes: int
-    """Without the tuning."""
+    minutes: int | None
+    """Without the tuning; None where nobody knows."""
     reward_problems: int
     head_problems: int
     tuning_minutes: int | None = None
     """Of the supervised tuning that makes the policy, unless it is there; None where it ships."""
+    fresh_head: bool = False
+    """Heads start from a new one although the configuration goes on from the policy's own."""
+    stops_thinking: bool = False
+    """The policy would think before it answers, which takes more tokens than there are, and is told not to."""
 
-    def total_minutes(self, made: Path | None) -> int:
+    def duration(self, made: Path | None) -> str:
         """Of all acts; ``made``: where the policy is, if it need not be tuned first."""
-        return self.minutes + (self.tuning_minutes or 0) * (made is None)
+        if self.minutes is None:
+            return f"as long as this policy takes (SmolLM2-135M: {SCALES['smollm2-sft'].minutes} minutes on two cores)"
+        return f"about {self.minutes + (self.tuning_minutes or 0) * (made is None)} minutes on two cores"
+
+    def unless_thinking(self, *words: str) -> tuple[str, ...]:
+        """The words that tell a command that the policy is not to think, where it must be told."""
+        return words if self.stops_thinking else ()
 
 
 SCALES = {
@@ -65,13 +74,17 @@ SCALES = {
 }
 
 
-def scale_of(policy: str) -> Scale:
-    if policy not in SCALES:
-        raise UserError(
-            f"the quickstart has no budget for the policy {policy!r}; choose one of {', '.join(SCALES)}, or run "
-            "train-mtp, eval-mtp and train-rl on your own"
-        )
-    return SCALES[policy]
+def own_scale(policy: str, *, has_head: bool, stops_thinking: bool) -> Scale:
+    """What a checkpoint of one's own gets: as much as SmolLM2."""
+    return Scale(
+        policy=policy,
+        name="own",
+        minutes=None,
+        reward_problems=8,
+        head_problems=8,
+        fresh_head=not has_head,
+        stops_thinking=stops_thinking,
+    )
 
 
 def plan(scale: Scale, directory: Path, made: Path | None = None) -> list[Act]:
@@ -84,7 +97,10 @@ def the_policy(scale: Scale, directory: Path, made: Path | None) -> Act:
     tuning = [train_sft(scale, directory)] if scale.tuning_minutes and made is None else []
     measure = Step(
         name="policy",
-        arguments=("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
+        arguments=(
+            *("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
+            *scale.unless_thinking("--no-thinking"),
+        ),
     )
     return Act(
         title="the policy",
@@ -119,6 +135,8 @@ def train_mtp(scale: Scale, directory: Path, objective: str) -> Step:
             config(f"mtp-{scale.name}"),
             f"policy={scale.policy}",
             f"loss.objective={objective}",
+            *(("head=fresh",) if scale.fresh_head else ()),
+            *scale.unless_thinking("data.collect.thinking=false"),
             f"run={directory / f'head-{objective}'}",
             f"output={head(directory, objective)}",
         ),
@@ -139,7 +157,10 @@ def eval_mtp(scale: Scale, directory: Path, objective: str) -> Step:
     rules = ("--rules", "rejection,block,target_only", "--tasks", ",".join(TASKS))
     return Step(
         name=f"{findings.ACCEPTANCE}{objective}",
-        arguments=("eval-mtp", str(head(directory, objective)), *rules, *problems, "--json"),
+        arguments=(
+            *("eval-mtp", str(head(directory, objective)), *rules, *problems, "--json"),
+            *scale.unless_thinking("--no-thinking"),
+        ),
     )
 
 
@@ -162,6 +183,7 @@ def train_rl(scale: Scale, directory: Path, arm: Arm) -> Step:
             config(f"rl-{scale.name}"),
             f"policy={policy}",
             *mtp,
+            *scale.unless_thinking("rollout.thinking=false"),
             f"run={directory / arm.name}",
             f"output={directory / 'policies' / arm.name}",
         ),

@@ -1,6 +1,7 @@
 """The quickstart's commands are commands: each parses, and its configuration resolves with its overrides."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from document_checks import problems_of
 
 from bebop.cli.quickstart import command
 from bebop.errors import UserError
-from bebop.quickstart.plan import SCALES, commands, plan
+from bebop.models.tiny import tiny_path
+from bebop.quickstart.plan import SCALES, commands, own_scale, plan
 
 
 @pytest.mark.parametrize("policy", SCALES)
@@ -56,6 +58,30 @@ def test_a_policy_that_is_there_is_not_tuned_again(
     assert f"{tmp_path / 'smollm2-sft'} is taken as it is" in first.purpose
 
 
+def test_a_checkpoint_of_ones_own_gets_the_same_acts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(policy=str(tiny_path()), dry_run=True)
+    printed = capsys.readouterr().out
+    assert "runs/quickstart-tiny/head-ce" in printed and "mtp-own.yaml" in printed
+    assert "head=fresh" not in printed and "thinking" not in printed, "it has a head and does not think"
+    scale = own_scale(str(tiny_path()), has_head=False, stops_thinking=True)
+    acts = plan(scale, tmp_path)
+    assert [problem for act in acts for step in act.steps for problem in problems_of(["bebop", *step.arguments])] == []
+    told = [line for line in commands(acts, tmp_path) if "thinking" in line]
+    assert len(told) == 8 and sum("head=fresh" in line for line in told) == 2
+
+
+def test_a_policy_that_thinks_is_told_not_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thinker = shutil.copytree(tiny_path(), tmp_path / "thinker")
+    template = (thinker / "chat_template.jinja").read_text()
+    opened = (
+        "{% if add_generation_prompt %}<think>"
+        "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
+    )
+    (thinker / "chat_template.jinja").write_text(template + opened)
+    command(policy=str(thinker), dry_run=True)
+    assert capsys.readouterr().out.count("thinking=false") == 5
+
+
 def test_another_policy_is_told_what_to_do() -> None:
-    with pytest.raises(UserError, match="train-mtp, eval-mtp and train-rl on your own"):
+    with pytest.raises(UserError, match="choose one of tiny, smollm2-sft or a checkpoint's directory"):
         command(policy="llama")
