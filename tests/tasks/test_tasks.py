@@ -132,7 +132,7 @@ def test_the_calculator_refuses_long_expressions():
 
 def test_unknown_tasks_are_refused_by_name():
     with pytest.raises(
-        UserError, match=r"no task 'maths'; did you mean math\? .*agent, code, humaneval, math, reasoning"
+        UserError, match=r"no task 'maths'; did you mean math\? .*agent, code, humaneval, math, questions, reasoning"
     ):
         load_task("maths")
     with pytest.raises(UserError, match=r"no task 'xyz'; choose one of agent"):
