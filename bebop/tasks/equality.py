@@ -16,6 +16,7 @@ SameExpression = Callable[[str, str], bool]
 
 MAX_EXPRESSION_LENGTH = 200
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|operatorname)\{([^{}]*)\}")
+AROUND_SIGNS = re.compile(r"\s*([^\w\s])\s*")
 SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|~")
 COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:arc)?(?:sin|cos|tan)h?\b|\b(?:cot|sec|csc|log|ln|exp|sqrt|pi)\b")
 FUNCTION = re.compile(r"(?<!\\)\b((?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|pi)\b")
@@ -68,8 +69,8 @@ def tidy(text: str) -> str:
 
 
 def as_text(text: str) -> str:
-    """What is left to compare of words: without spaces and capitals."""
-    return "".join(TEXT.sub(r"\1", text).split()).casefold()
+    """What is left to compare of words: without capitals, and with spaces between words and numbers alone."""
+    return " ".join(AROUND_SIGNS.sub(r"\1", TEXT.sub(r"\1", text)).split()).casefold()
 
 
 def without_unit(answer: str) -> str:
