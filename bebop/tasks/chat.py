@@ -63,6 +63,12 @@ class Chat:
     no_thought: str = ""
     """What the policy writes at the start of a turn that has no thought."""
 
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """What ends a turn: its end-of-turn token, or the end of all text, which some policies write instead."""
+        eos = self.tokenizer.eos_token_id
+        return (self.end_token, eos) if isinstance(eos, int) and eos != self.end_token else (self.end_token,)
+
     def open(self, messages: Iterable[Message]) -> list[int]:
         """Tokens of an opening, up to and with the header of the policy's turn."""
         return encode(self.tokenizer, self.render(messages))

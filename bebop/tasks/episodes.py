@@ -124,7 +124,7 @@ class Attempt:
         played = [token for turn in self.turns for token in turn.given_tokens + turn.completion.tokens]
         return (*played, *self.given_tokens)
 
-    def request(self, settings: EpisodeSettings, stop_token: int) -> Request:
+    def request(self, settings: EpisodeSettings, stop_tokens: tuple[int, ...]) -> Request:
         """The next turn as the engine is to sample it."""
         turn = len(self.turns)
         name = f"{self.plan.problem.id}/{self.plan.seed}/{turn}"
@@ -135,7 +135,7 @@ class Attempt:
             sampling=settings.sampling,
             seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"),
             num_draft_tokens=settings.num_draft_tokens,
-            stop_token_ids=(stop_token,),
+            stop_token_ids=stop_tokens,
             keep_cache=not isinstance(self.episode, SingleTurn),
             continues=self.turns[-1].completion.request_id if self.turns else None,
         )
@@ -227,7 +227,7 @@ class Stage:
         self._finished.append(attempt.rollout(outcome))
 
     def _enqueue(self, attempt: Attempt) -> None:
-        request = attempt.request(self._settings, self._chat.end_token)
+        request = attempt.request(self._settings, self._chat.stop_tokens)
         self._playing[request.id] = attempt
         self._ready.append(request)
 

@@ -132,6 +132,8 @@ def test_other_templates_have_marks_and_roles_of_their_own() -> None:
         + header
     )
     assert (chat.end, chat.end_token) == ("<|eot_id|>", chat.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
+    assert chat.stop_tokens == (chat.end_token, chat.tokenizer.eos_token_id), "some policies end the text instead"
+    assert chat_of(with_template(THINKING)).stop_tokens == (chat.tokenizer.eos_token_id,)
 
 
 def test_system_messages_and_tool_results_become_a_users_where_a_template_refuses_them() -> None:
