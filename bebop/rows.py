@@ -1,10 +1,13 @@
-"""Rows of a file: JSONL, Parquet, or a directory that `datasets` saved; each with a name to say where it stands."""
+"""Rows of a file: JSONL, Parquet, or a directory that `datasets` saved; each with a name to say where it stands, and
+in an order of its own in every epoch."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,14 @@ def read_directory(path: Path) -> Iterator[tuple[str, Any]]:
 def require(package: str, path: Path) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(f"reading {path} needs {package}; run `pip install 'bebop-rl[data]'` or give a JSONL file")
+
+
+@lru_cache(maxsize=8)
+def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The order of ``count`` rows in an epoch."""
+    order = list(range(count))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return tuple(order)
 
 
 def decoded(line: bytes, where: str) -> str:

@@ -61,7 +61,7 @@ class Scale:
             return f"as long as this policy takes (SmolLM2-135M: {SCALES['smollm2-sft'].minutes} minutes on two cores)"
         return f"about {self.minutes + (self.tuning_minutes or 0) * (made is None)} minutes on two cores"
 
-    def unless_thinking(self, *words: str) -> tuple[str, ...]:
+    def to_stop_thinking(self, *words: str) -> tuple[str, ...]:
         """The words that tell a command that the policy is not to think, where it must be told."""
         return words if self.stops_thinking else ()
 
@@ -99,7 +99,7 @@ def the_policy(scale: Scale, directory: Path, made: Path | None) -> Act:
         name="policy",
         arguments=(
             *("eval-policy", scale.policy, "--problems", str(scale.reward_problems), "--json"),
-            *scale.unless_thinking("--no-thinking"),
+            *scale.to_stop_thinking("--no-thinking"),
         ),
     )
     return Act(
@@ -136,7 +136,7 @@ def train_mtp(scale: Scale, directory: Path, objective: str) -> Step:
             f"policy={scale.policy}",
             f"loss.objective={objective}",
             *(("head=fresh",) if scale.fresh_head else ()),
-            *scale.unless_thinking("data.collect.thinking=false"),
+            *scale.to_stop_thinking("data.collect.thinking=false"),
             f"run={directory / f'head-{objective}'}",
             f"output={head(directory, objective)}",
         ),
@@ -159,7 +159,7 @@ def eval_mtp(scale: Scale, directory: Path, objective: str) -> Step:
         name=f"{findings.ACCEPTANCE}{objective}",
         arguments=(
             *("eval-mtp", str(head(directory, objective)), *rules, *problems, "--json"),
-            *scale.unless_thinking("--no-thinking"),
+            *scale.to_stop_thinking("--no-thinking"),
         ),
     )
 
@@ -183,7 +183,7 @@ def train_rl(scale: Scale, directory: Path, arm: Arm) -> Step:
             config(f"rl-{scale.name}"),
             f"policy={policy}",
             *mtp,
-            *scale.unless_thinking("rollout.thinking=false"),
+            *scale.to_stop_thinking("rollout.thinking=false"),
             f"run={directory / arm.name}",
             f"output={directory / 'policies' / arm.name}",
         ),

@@ -18,9 +18,10 @@ MAX_EXPRESSION_LENGTH = 200
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|operatorname)\{([^{}]*)\}")
 AROUND_SIGNS = re.compile(r"\s*([^\w\s])\s*")
 SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|~")
-COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:arc)?(?:sin|cos|tan)h?\b|\b(?:cot|sec|csc|log|ln|exp|sqrt|pi)\b")
-FUNCTION = re.compile(r"(?<!\\)\b((?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|pi)\b")
+NAMES = r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|pi"
 """Plain, where LaTeX has a command."""
+FUNCTION = re.compile(rf"(?<!\\)\b({NAMES})\b")
+COMMAND = re.compile(rf"\\[A-Za-z]+|\b(?:{NAMES}|sqrt)\b")
 WORD = re.compile(r"[A-Za-z]{2,}")
 FRACTION = re.compile(r"[-+]?\d+\s*/\s*\d+")
 MARKS = re.compile(r"[\d\s:./-]+")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bebop.config import ConfigModel
 from bebop.errors import UserError
-from bebop.rows import read_rows
+from bebop.rows import read_rows, shuffled
 from bebop.tasks.answers import INSTRUCTION, extract_answer, require_math_verify
 from bebop.tasks.base import Family, Message, Outcome, Problem, SingleTurn, Split, as_message, split_of
 from bebop.tasks.equality import is_same_answer
@@ -72,7 +70,7 @@ class QuestionsTask:
         turn, place = divmod(index, len(mine))
         if turn and split is Split.HELDOUT:
             raise UserError(f"{self.name} has {len(mine)} held-out questions; ask for fewer, or set its option heldout")
-        question = mine[_order(len(mine), self.seed, turn)[place]]
+        question = mine[shuffled(len(mine), self.seed, turn)[place]]
         return Problem(
             task=self.name, split=split, index=index, messages=question.messages, facts={"question": question}
         )
@@ -163,10 +161,3 @@ def _messages(asked: Any, where: str, config: QuestionsConfig) -> tuple[Message,
     if not messages or messages[-1].role != "user":
         raise UserError(f"{where}: {config.question!r} does not end with a user's message")
     return tuple(messages)
-
-
-@cache
-def _order(count: int, seed: int, turn: int) -> tuple[int, ...]:
-    order = list(range(count))
-    random.Random(f"{seed}:{turn}").shuffle(order)
-    return tuple(order)

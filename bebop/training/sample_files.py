@@ -15,6 +15,7 @@ from bebop.rows import read_rows
 from bebop.tasks.base import as_message
 from bebop.tasks.chat import Chat, Transcript
 from bebop.training.samples import Sample
+from bebop.training.transcripts import transcript_at
 
 SHAPE = '{"tokens": [...], "is_model": [...]} or {"messages": [{"role": ..., "content": ...}]}'
 
@@ -46,8 +47,7 @@ def as_sample(row: Any, where: str, chat: Chat | None) -> Sample:
 
 def tokenised(messages: Any, where: str, chat: Chat) -> Transcript:
     try:
-        return chat.transcript([as_message(one) for one in messages])
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        read = [as_message(one) for one in messages]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} is not a chat; write {SHAPE}") from error
+    return transcript_at(chat, read, where)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from bebop.errors import UserError
+from bebop.rows import shuffled
 from bebop.tasks.chat import Transcript
-from bebop.training.transcripts import shuffled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,6 @@ special care.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bebop.errors import UserError
-from bebop.rows import decoded
+from bebop.rows import decoded, shuffled
 from bebop.tasks.base import Message, Split, Task, as_message
 from bebop.tasks.chat import Chat, Transcript
 
@@ -67,7 +66,7 @@ def task_transcripts(tasks: Sequence[Task], chat: Chat, per_step: int, max_token
 
 def file_transcripts(path: Path, chat: Chat, per_step: int, max_tokens: int, seed: int) -> TranscriptSource:
     """Chats of a JSONL file (one ``{"messages": [{"role", "content"}, ...]}`` a line), in a new order every epoch."""
-    read = (_transcript(chat, messages, where) for where, messages in read_chats(path))
+    read = (transcript_at(chat, messages, where) for where, messages in read_chats(path))
     chats = [one for one in read if len(one.tokens) <= max_tokens]
     if not any(any(one.is_model) for one in chats):
         raise UserError(f"{path} has no assistant turn within {max_tokens} tokens; nothing could be learned from it")
@@ -79,13 +78,8 @@ def file_transcripts(path: Path, chat: Chat, per_step: int, max_tokens: int, see
     return of_step
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(count))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    return order
-
-
-def _transcript(chat: Chat, messages: list[Message], where: str) -> Transcript:
+def transcript_at(chat: Chat, messages: Sequence[Message], where: str) -> Transcript:
+    """The transcript of a file's chat; UserError naming the place of one that the template refuses."""
     try:
         return chat.transcript(messages)
     except UserError as error:
