@@ -35,14 +35,21 @@ class Message:
 
     role: Role
     content: str
+    is_learned: bool = True
+    """False: an assistant's turn that is shown and not learned from, such as a slip that the next turns mend."""
 
 
 def as_message(row: Mapping[str, Any]) -> Message:
-    """A message of a file's chat; KeyError, TypeError or ValueError where it is none."""
-    role, content = row["role"], row["content"]
-    if role not in get_args(Role) or not isinstance(content, str):
-        raise ValueError(f"{role!r} is none of {', '.join(get_args(Role))}, or its content is no text")
-    return Message(role=role, content=content)
+    """A message of a file's chat; KeyError, TypeError or ValueError where it is none.
+
+    ``weight`` 0 or 1 is the field of that name in OpenAI's fine-tuning format: whether the turn is learned from.
+    """
+    role, content, weight = row["role"], row["content"], row.get("weight", 1)
+    if role not in get_args(Role) or not isinstance(content, str) or weight not in (0, 1):
+        raise ValueError(
+            f"{role!r} is none of {', '.join(get_args(Role))}, its content no text or its weight not 0 or 1"
+        )
+    return Message(role=role, content=content, is_learned=bool(weight))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

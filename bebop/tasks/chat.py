@@ -2,8 +2,9 @@
 
 Every policy speaks the chat of its own template. A context is only ever appended to, so that the tokens a policy
 sampled are the tokens it is trained on: a turn ends with the end-of-turn token, which the policy itself writes; what
-follows it (tool results, the header of the next turn) is what the template writes between two turns. A template is not
-asked for a context as a whole, as many rewrite earlier turns, most often by leaving their thoughts out.
+follows it (tool results, the header of the next turn) is what the template writes between two turns. Where a template
+has no such token, the mark of the next message's role is it. A template is not asked for a context as a whole, as many
+rewrite earlier turns, most often by leaving their thoughts out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from bebop.errors import UserError
-from bebop.tasks.base import Message
+from bebop.tasks.base import Message, Role
 
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 SWITCHES = ("enable_thinking", "thinking")
@@ -29,6 +30,7 @@ REMEDY = "give sequences of your own as rows of tokens and is_model"
 
 _GIVEN, _SAID = "Given0", "Said0"
 """Stand for messages where a template is only asked what it writes around them."""
+_FOLLOWING: tuple[Role, ...] = ("user", "tool")
 _ASKED = Message(role="user", content=_GIVEN)
 _ANSWERED = Message(role="assistant", content=_SAID)
 
@@ -39,7 +41,8 @@ class Transcript:
 
     tokens: list[int]
     is_model: list[bool]
-    """True exactly on what the policy writes: its turns and their end-of-turn tokens."""
+    """True exactly on what the policy writes, its turns and their end-of-turn tokens, but for those that are not to be
+    learned from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +56,9 @@ class Chat:
     """False: system messages stand at the head of the first user message."""
     knows_tools: bool = True
     """False: tool results come as user messages."""
-    end: str = ""
-    """The end-of-turn token's text."""
-    end_token: int = -1
+    ends: Mapping[Role, int] = field(default_factory=dict)
+    """The token that ends a turn of the policy, by the role that speaks next: ``user`` (also where nobody does) and
+    ``tool``. One and the same in most templates."""
     opens_thought: bool = False
     """The header of a turn ends inside a thought."""
     closes_thought: bool = False
@@ -65,17 +68,27 @@ class Chat:
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """What ends a turn: its end-of-turn token, or the end of all text, which some policies write instead."""
+        """What ends a turn: its end-of-turn tokens, or the end of all text, which some policies write instead."""
         eos = self.tokenizer.eos_token_id
-        return (self.end_token, eos) if isinstance(eos, int) and eos != self.end_token else (self.end_token,)
+        return tuple(dict.fromkeys([*self.ends.values(), *([eos] if isinstance(eos, int) else [])]))
+
+    def end_before(self, messages: Sequence[Message]) -> int:
+        """The token that ends a turn of the policy which these messages follow."""
+        (following,) = self._adapted(messages[:1] or [_ASKED])
+        return self.ends.get(following.role, self.ends["user"])
 
     def open(self, messages: Iterable[Message]) -> list[int]:
         """Tokens of an opening, up to and with the header of the policy's turn."""
         return encode(self.tokenizer, self.render(messages))
 
-    def go_on(self, messages: Iterable[Message]) -> list[int]:
-        """Tokens to append after the policy's end-of-turn: the environment's messages and the next turn's header."""
-        return encode(self.tokenizer, self.after_turn(messages).removeprefix(self.end))
+    def go_on(self, messages: Sequence[Message], ended_by: int) -> list[int]:
+        """Tokens to append to a turn of the policy: the environment's messages and the next turn's header.
+
+        ``ended_by``: the turn's last token. Where it is not the mark of the role that speaks, that mark follows it.
+        """
+        tokens, end = encode(self.tokenizer, self.after_turn(messages)), self.end_before(messages)
+        needs_mark = ended_by != end and len(set(self.ends.values())) > 1
+        return tokens if needs_mark or tokens[:1] != [end] else tokens[1:]
 
     def transcript(self, messages: Sequence[Message], num_given: int = 0) -> Transcript:
         """A worked chat, tokenised turn by turn exactly as an episode would have produced it.
@@ -89,10 +102,11 @@ class Chat:
             if message.role != "assistant" or place < num_given:
                 pending.append(message)
                 continue
-            given = self.go_on(pending) if tokens else self.open(pending)
-            written = encode(self.tokenizer, self.written(message.content) + self.end)
+            given = self.go_on(pending, tokens[-1]) if tokens else self.open(pending)
+            end = self.end_before(messages[place + 1 :])
+            written = [*encode(self.tokenizer, self.written(message.content)), end]
             tokens += given + written
-            is_model += [False] * len(given) + [True] * len(written)
+            is_model += [False] * len(given) + [message.is_learned] * len(written)
             pending = []
         return Transcript(tokens, is_model)
 
@@ -197,18 +211,21 @@ def _as_system(chat: Chat) -> str | None:
 
 
 def _with_end(chat: Chat) -> Chat:
-    """The chat with its end-of-turn token; UserError where a template has none, or not behind every turn."""
+    """The chat with its end-of-turn tokens; UserError where a template has none, or not behind every turn."""
     tokenizer = chat.tokenizer
-    ending = chat.render([_ASKED, _ANSWERED], with_header=False).partition(_SAID)[2].lstrip()
-    end_token = next(iter(encode(tokenizer, ending)), None)
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    end = decode(tokenizer, [end_token]) if end_token in added else ""
-    if not end or end_token is None or not chat.after_turn([_ASKED]).startswith(end):
+    last = chat.render([_ASKED, _ANSWERED], with_header=False).partition(_SAID)[2].lstrip()
+    found: dict[Role, int | None] = {
+        role: next(iter(encode(tokenizer, chat.after_turn([replace(_ASKED, role=role)]))), None) for role in _FOLLOWING
+    }
+    end = next(iter(encode(tokenizer, last)), found["user"])
+    ends: dict[Role, int] = {role: token for role, token in found.items() if token is not None and token in added}
+    if len(ends) < len(_FOLLOWING) or end != ends["user"]:
         raise UserError(
-            f"the policy's chat template writes {ending!r} behind a turn, and no token that ends it; add one to the "
+            f"the policy's chat template writes {last!r} behind a turn, and no token that ends it; add one to the "
             f"template, or {REMEDY}"
         )
-    return replace(chat, end=end, end_token=end_token)
+    return replace(chat, ends=ends)
 
 
 def _with_thoughts(chat: Chat) -> Chat:

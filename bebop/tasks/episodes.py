@@ -219,7 +219,7 @@ class Stage:
         """An outcome ends the attempt, and so does a full context; otherwise its next turn is ready."""
         outcome = turn.outcome
         if outcome is None:
-            attempt.given_tokens = tuple(self._chat.go_on(turn.messages))
+            attempt.given_tokens = tuple(self._chat.go_on(turn.messages, attempt.turns[-1].completion.tokens[-1]))
             if len(attempt.prompt_tokens) < self._max_context:
                 self._enqueue(attempt)
                 return

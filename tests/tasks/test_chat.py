@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bebop.errors import UserError
 from bebop.models.tiny import tiny_path
 from bebop.tasks.base import Message, Split
-from bebop.tasks.chat import Chat, chat_of
+from bebop.tasks.chat import Chat, chat_of, decode, encode
 from bebop.tasks.registry import load_task
 
 THINKING = r"""
@@ -58,13 +58,27 @@ WITHOUT_END = """
 {{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>
 {% endif %}"""
 
+ROLE_MARKS = r"""[gMASK]<sop>
+{%- for m in messages %}
+{%- if m.role == 'tool' %}
+{%- if loop.previtem.role != 'tool' %}{{- '<|observation|>' }}{% endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- elif m.role == 'assistant' %}
+{{- '<|assistant|>\n<think></think>\n' + m.content.split('</think>')[-1].strip() }}
+{%- else %}{{- '<|' + m.role + '|>\n' + m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{- '\n<think></think>' }}{% endif %}{% endif %}"""
+
 OPENING = (Message(role="system", content="Tools: ls()."), Message(role="user", content="How many files?"))
 RESULTS = (Message(role="tool", content="a b"), Message(role="tool", content="2"))
 
 
-def with_template(template: str | None) -> PreTrainedTokenizerBase:
+MARKS = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<s>", "</s>")
+ROLES = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+
+
+def with_template(template: str | None, marks: tuple[str, ...] = MARKS) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(tiny_path())
-    marks = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<s>", "</s>")
     tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
     tokenizer.chat_template = template
     return tokenizer
@@ -73,7 +87,13 @@ def with_template(template: str | None) -> PreTrainedTokenizerBase:
 def texts(chat: Chat) -> tuple[str, str]:
     """The opening, and what follows a turn of the policy."""
     decode = chat.tokenizer.decode
-    return str(decode(chat.open(OPENING))), str(decode(chat.go_on(RESULTS)))
+    return str(decode(chat.open(OPENING))), str(decode(chat.go_on(RESULTS, chat.ends["tool"])))
+
+
+def end_of(chat: Chat) -> str:
+    """The text of the token that ends every turn."""
+    (end,) = set(chat.ends.values())
+    return decode(chat.tokenizer, [end])
 
 
 def test_a_policy_that_thinks_is_given_what_its_template_writes_and_graded_on_what_it_says() -> None:
@@ -85,7 +105,7 @@ def test_a_policy_that_thinks_is_given_what_its_template_writes_and_graded_on_wh
     )
     results = "".join(f"\n<tool_response>\n{one.content}\n</tool_response>" for one in RESULTS)
     assert then == f"\n<|im_start|>user{results}<|im_end|>\n{header}"
-    assert chat.end == "<|im_end|>" and chat.opens_thought
+    assert end_of(chat) == "<|im_end|>" and chat.opens_thought
     assert chat.said("Two of them.\n</think>\n\nAnswer: 2") == "Answer: 2"
     assert chat.said("Answer: 2, I think") == "", "a thought without an end says nothing"
 
@@ -131,8 +151,8 @@ def test_other_templates_have_marks_and_roles_of_their_own() -> None:
         )
         + header
     )
-    assert (chat.end, chat.end_token) == ("<|eot_id|>", chat.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
-    assert chat.stop_tokens == (chat.end_token, chat.tokenizer.eos_token_id), "some policies end the text instead"
+    assert end_of(chat) == "<|eot_id|>"
+    assert chat.stop_tokens == (chat.ends["user"], chat.tokenizer.eos_token_id), "some policies end the text instead"
     assert chat_of(with_template(THINKING)).stop_tokens == (chat.tokenizer.eos_token_id,)
 
 
@@ -142,7 +162,7 @@ def test_system_messages_and_tool_results_become_a_users_where_a_template_refuse
     opening, then = texts(chat)
     assert opening == "<s>[INST] Tools: ls().\nHow many files? [/INST]"
     assert then == "[INST] a b\n2 [/INST]"
-    assert chat.end == "</s>"
+    assert end_of(chat) == "</s>"
 
 
 @pytest.mark.parametrize(
@@ -162,17 +182,48 @@ def test_a_template_that_turns_cannot_be_appended_to_is_refused_with_a_way_out(t
         chat_of(None)
 
 
-@pytest.mark.parametrize("template", [THINKING, HEADERS, ALTERNATING])
-def test_a_transcript_is_what_an_episode_would_have_made(template: str) -> None:
-    chat = chat_of(with_template(template))
+def test_where_the_next_roles_mark_ends_a_turn_the_policy_writes_that_mark() -> None:
+    """As in GLM-4.5, whose turns end with the user's mark, or with that of tool results."""
+    chat = chat_of(with_template(ROLE_MARKS, ROLES))
+    mark = {name: chat.tokenizer.convert_tokens_to_ids(name) for name in ROLES}
+    assert chat.ends == {"user": mark["<|user|>"], "tool": mark["<|observation|>"]}
+    assert chat.stop_tokens == (*chat.ends.values(), chat.tokenizer.eos_token_id)
+    opening, then = texts(chat)
+    assert opening == "[gMASK]<sop><|system|>\nTools: ls().<|user|>\nHow many files?<|assistant|>"
+    results = "".join(f"\n<tool_response>\n{one.content}\n</tool_response>" for one in RESULTS)
+    assert then == f"{results}<|assistant|>"
+    for ended_by in (mark["<|user|>"], chat.tokenizer.eos_token_id):
+        after = chat.tokenizer.decode(chat.go_on(RESULTS, ended_by))
+        assert after == f"<|observation|>{then}", "a turn that ended otherwise is followed by the right mark"
+
+    call, answer = (Message(role="assistant", content=text) for text in ("ls()", "Answer: 2"))
+    made = chat.transcript([*OPENING, call, *RESULTS, answer, *OPENING[1:], answer])
+    turns = ("\n<think></think>\nls()<|observation|>", *["\n<think></think>\nAnswer: 2<|user|>"] * 2)
+    written = [token for token, is_model in zip(made.tokens, made.is_model, strict=True) if is_model]
+    assert chat.tokenizer.decode(written) == "".join(turns)
+    asked = "\nHow many files?<|assistant|>"
+    assert chat.tokenizer.decode(made.tokens) == opening + turns[0] + then + turns[1] + asked + turns[2]
+
+
+def test_a_policy_with_role_marks_can_be_told_not_to_think() -> None:
+    chat = chat_of(with_template(ROLE_MARKS, ROLES), thinking=False)
+    assert texts(chat)[0].endswith("<|assistant|>\n<think></think>")
+    assert chat.written("Answer: 2") == "\nAnswer: 2"
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"), [(THINKING, MARKS), (HEADERS, MARKS), (ALTERNATING, MARKS), (ROLE_MARKS, ROLES)]
+)
+def test_a_transcript_is_what_an_episode_would_have_made(template: str, marks: tuple[str, ...]) -> None:
+    chat = chat_of(with_template(template, marks))
     task = load_task("agent")
     messages = task.demonstration(task.problem(Split.TRAIN, 1), 0)
     first = next(place for place, one in enumerate(messages) if one.role == "assistant")
     tokens = chat.open(messages[:first])
     for message, answer in zip(messages[first:-1:2], messages[first + 1 :: 2], strict=True):
-        tokens += chat.tokenizer.encode(chat.written(message.content) + chat.end, add_special_tokens=False)
-        tokens += chat.go_on([answer])
-    tokens += chat.tokenizer.encode(chat.written(messages[-1].content) + chat.end, add_special_tokens=False)
+        tokens += [*encode(chat.tokenizer, chat.written(message.content)), chat.end_before([answer])]
+        tokens += chat.go_on([answer], tokens[-1])
+    tokens += [*encode(chat.tokenizer, chat.written(messages[-1].content)), chat.end_before([])]
     assert tokens == chat.transcript(messages).tokens
 
 

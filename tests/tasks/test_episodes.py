@@ -47,7 +47,7 @@ class Parrot:
 
 
 def answer_tokens(prompt_length: int) -> tuple[int, ...]:
-    return (*encode(TOKENIZER, str(prompt_length)), CHAT.end_token)
+    return (*encode(TOKENIZER, str(prompt_length)), CHAT.ends["user"])
 
 
 def answer(request: Request) -> Completion:

@@ -28,13 +28,27 @@ def test_a_transcript_is_the_rendered_chat_and_marks_the_models_turns(chat):
     assert written == "".join(one.content + "<|im_end|>" for one in messages if one.role == "assistant")
 
 
+def test_a_turn_of_weight_0_stands_in_the_chat_and_is_not_learned_from(chat, tmp_path):
+    messages = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "5", "weight": 0},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "4", "weight": 1},
+    ]
+    source = file_transcripts(chats(tmp_path / "a.jsonl", json.dumps({"messages": messages})), chat, 1, 64, seed=0)
+    (made,) = source(0)
+    written = [token for token, is_learned in zip(made.tokens, made.is_model, strict=True) if is_learned]
+    assert chat.tokenizer.decode(written) == "4<|im_end|>"
+    assert "5<|im_end|>" in chat.tokenizer.decode(made.tokens)
+
+
 def test_a_transcript_is_what_an_episode_would_have_made(chat):
     messages = load_task("agent").demonstration(load_task("agent").problem(Split.TRAIN, 1), 0)
     first = next(place for place, one in enumerate(messages) if one.role == "assistant")
     tokens = chat.open(messages[:first])
     for message, answer in zip(messages[first:-1:2], messages[first + 1 :: 2], strict=True):
         tokens += chat.tokenizer.encode(message.content + "<|im_end|>", add_special_tokens=False)
-        tokens += chat.go_on([answer])
+        tokens += chat.go_on([answer], tokens[-1])
     tokens += chat.tokenizer.encode(messages[-1].content + "<|im_end|>", add_special_tokens=False)
     assert tokens == chat.transcript(messages).tokens
 
@@ -78,7 +92,16 @@ def test_chats_of_a_file_come_once_an_epoch_in_a_new_order(chat, tmp_path):
     assert first != second
 
 
-@pytest.mark.parametrize("line", ["nonsense", "{}", '{"messages": [{"role": "user"}]}', "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "{}",
+        '{"messages": [{"role": "user"}]}',
+        '{"messages": [{"role": "user", "content": "a", "weight": 0.5}]}',
+        "[1]",
+    ],
+)
 def test_a_line_that_is_no_chat_is_named(chat, tmp_path, line):
     with pytest.raises(UserError, match=r"chats.jsonl:1 is not a chat"):
         file_transcripts(chats(tmp_path / "chats.jsonl", line), chat, 1, 64, 0)
