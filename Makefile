@@ -61,7 +61,7 @@ format: $(VENV)/.installed-dev ## rewrite the source as `make lint` wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-tiny-policy: $(VENV)/.installed ## train the shipped policy again, backbone and head; about 80 minutes
+tiny-policy: $(VENV)/.installed ## train the shipped policy again, backbone and head; 30 to 80 minutes
 	@scripts/make_tiny_policy.sh
 
 clean: ## remove the environments and caches; runs and trained policies are kept

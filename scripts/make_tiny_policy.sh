@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the shipped `tiny` policy from nothing: about 80 minutes on one core; interrupted, it goes on where it was.
+# Rebuild the shipped `tiny` policy from nothing: 30 to 80 minutes on one core; interrupted, it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

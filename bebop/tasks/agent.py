@@ -75,7 +75,7 @@ class AgentTask:
     def demonstration(self, problem: Problem, seed: int) -> tuple[Message, ...]:
         """The expert's episode, played against the real tools."""
         rng, episode, transcript = seeded(problem.id, seed), self.start(problem), list(problem.messages)
-        for text in problem.facts["world"].show(rng):
-            transcript.append(Message(role="assistant", content=text))
-            transcript.extend(episode.step(text).messages)
+        for turn in problem.facts["world"].show(rng):
+            transcript.append(turn)
+            transcript.extend(episode.step(turn.content).messages)
         return tuple(transcript)

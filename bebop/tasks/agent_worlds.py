@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pydantic import Field, model_validator
 
 from bebop.config import ConfigModel
-from bebop.tasks.base import Outcome, check_range
+from bebop.tasks.base import Message, Outcome, check_range
 
 ITEMS = ("fig", "nut", "tea", "rice", "milk", "corn", "salt", "lime", "plum", "oats")
 SETTINGS = {
@@ -23,6 +23,9 @@ SETTINGS = {
     "level": ("one", "two", "six", "ten"),
 }
 PATHS = ("app.cfg", "base.cfg", "main.cfg", "site.cfg", "user.cfg")
+SLIPS = 0.4
+"""Share of the expert's file episodes in which a wrong value is written first, so that what to do after a failed check
+is shown too."""
 MAX_EXPRESSION = 40
 """Characters of an expression the calculator accepts."""
 
@@ -61,8 +64,8 @@ class World(Protocol):
 
     def grade(self, answer: str) -> Outcome: ...
 
-    def show(self, rng: random.Random) -> Iterator[str]:
-        """The turns of an expert who knows the world."""
+    def show(self, rng: random.Random) -> Iterator[Message]:
+        """The turns of an expert who knows the world; slips among them are not to be learned."""
         ...
 
 
@@ -75,11 +78,15 @@ def tool_call(name: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def spoken(rng: random.Random, call: str, *deeds: str) -> str:
+def turn(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def spoken(rng: random.Random, call: str, *deeds: str) -> Message:
     """A call after a thought in varying words, or without any."""
     if rng.random() < 0.2:
-        return call
-    return f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}\n{call}"
+        return turn(call)
+    return turn(f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}\n{call}")
 
 
 STARTS = ("I", "Now I", "Next I", "First I", "Let me", "We", "Time to")
@@ -134,7 +141,7 @@ class PriceWorld:
     def grade(self, answer: str) -> Outcome:
         return solved_if(answer == str(self.answer))
 
-    def show(self, rng: random.Random) -> Iterator[str]:
+    def show(self, rng: random.Random) -> Iterator[Message]:
         for item in self.wanted:
             call = tool_call("lookup", key=item)
             yield spoken(rng, call, f"look up {item}", f"ask for {item}", f"get the price of {item}", f"find {item}")
@@ -148,7 +155,7 @@ class PriceWorld:
                 "put them together",
             )
         closing = rng.choice(("", "That is it.\n", "I have the result.\n", "All prices are known.\n"))
-        yield f"{closing}Answer: {self.answer}"
+        yield turn(f"{closing}Answer: {self.answer}")
 
 
 def draw_prices(config: AgentConfig, rng: random.Random) -> PriceWorld:
@@ -234,17 +241,30 @@ class FileWorld:
     def grade(self, answer: str) -> Outcome:
         return solved_if(answer == "done" and self.files == self.goal)
 
-    def show(self, rng: random.Random) -> Iterator[str]:
+    def show(self, rng: random.Random) -> Iterator[Message]:
         yield spoken(rng, tool_call("ls"), "list the files", "look around", "see the files")
-        for path in rng.sample(list(self.files), len(self.files)):
+        order = rng.sample(list(self.files), len(self.files))
+        wanted = next(path for path in order if self.files[path] != self.goal[path])
+        for path in order[: order.index(wanted) + 1]:
             call = tool_call("read", path=path)
             yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside")
-            if self.files[path] != self.goal[path]:
-                call = tool_call("write", path=path, text=self.goal[path])
-                yield spoken(rng, call, f"set {self.key}", "change it", f"write {self.value}", "edit the file")
-                break
-        yield spoken(rng, tool_call("check"), "check", "run the check", "verify it")
-        yield "Answer: done"
+        if rng.random() < SLIPS:
+            yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted)), is_learned=False)
+            yield self._check(rng)
+        yield self._write(rng, wanted, self.value)
+        yield self._check(rng)
+        yield turn("Answer: done")
+
+    def _wrong_value(self, rng: random.Random, path: str) -> str:
+        present = self.files[path].removeprefix(f"{self.key} = ")
+        return rng.choice([one for one in SETTINGS[self.key] if one not in (present, self.value)])
+
+    def _write(self, rng: random.Random, path: str, value: str) -> Message:
+        call = tool_call("write", path=path, text=f"{self.key} = {value}")
+        return spoken(rng, call, f"set {self.key} to {value}", f"make {self.key} {value}", f"write {value}", "edit it")
+
+    def _check(self, rng: random.Random) -> Message:
+        return spoken(rng, tool_call("check"), "check", "run the check", "verify it")
 
 
 def draw_files(config: AgentConfig, rng: random.Random) -> FileWorld:

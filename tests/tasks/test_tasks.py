@@ -58,6 +58,19 @@ def test_demonstrations_of_one_problem_vary(name):
     assert len({task.demonstration(problem, seed) for seed in range(20)}) > 5
 
 
+def test_some_of_the_agents_demonstrations_mend_a_slip_that_is_not_learned_from():
+    task = load_task("agent")
+    shown = [task.demonstration(task.problem(Split.TRAIN, index), seed=0) for index in range(60)]
+    slips = [messages for messages in shown if not all(one.is_learned for one in messages)]
+    assert 5 <= len(slips) <= 25
+    for messages in slips:
+        at = next(place for place, one in enumerate(messages) if not one.is_learned)
+        slip, _, check, failed, mended = messages[at : at + 5]
+        assert "write" in slip.content and "check" in check.content and failed.content == "failed"
+        assert mended.is_learned and "write" in mended.content
+        assert sum(one.content == "failed" for one in messages) == 1
+
+
 def test_math_grades_the_last_answer():
     assert grade("Answer: 3\nno,\nAnswer: 4", 4).reason == "solved"
     assert grade("Answer: 4\nno,\nAnswer: 3", 4).reason == "wrong answer"
