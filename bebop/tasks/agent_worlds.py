@@ -250,9 +250,9 @@ class FileWorld:
             yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside")
         if rng.random() < SLIPS:
             yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted)), is_learned=False)
-            yield self._check(rng)
+            yield checked(rng)
         yield self._write(rng, wanted, self.value)
-        yield self._check(rng)
+        yield checked(rng)
         yield turn("Answer: done")
 
     def _wrong_value(self, rng: random.Random, path: str) -> str:
@@ -263,8 +263,9 @@ class FileWorld:
         call = tool_call("write", path=path, text=f"{self.key} = {value}")
         return spoken(rng, call, f"set {self.key} to {value}", f"make {self.key} {value}", f"write {value}", "edit it")
 
-    def _check(self, rng: random.Random) -> Message:
-        return spoken(rng, tool_call("check"), "check", "run the check", "verify it")
+
+def checked(rng: random.Random) -> Message:
+    return spoken(rng, tool_call("check"), "check", "run the check", "verify it")
 
 
 def draw_files(config: AgentConfig, rng: random.Random) -> FileWorld:

@@ -86,8 +86,8 @@ def with_template(template: str | None, marks: tuple[str, ...] = MARKS) -> PreTr
 
 def texts(chat: Chat) -> tuple[str, str]:
     """The opening, and what follows a turn of the policy."""
-    decode = chat.tokenizer.decode
-    return str(decode(chat.open(OPENING))), str(decode(chat.go_on(RESULTS, chat.ends["tool"])))
+    opening, then = chat.open(OPENING), chat.go_on(RESULTS, chat.ends["tool"])
+    return decode(chat.tokenizer, opening), decode(chat.tokenizer, then)
 
 
 def end_of(chat: Chat) -> str:
