@@ -82,15 +82,17 @@ def turn(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
-def spoken(rng: random.Random, call: str, *deeds: str) -> Message:
-    """A call after a thought in varying words, or without any."""
+def spoken(rng: random.Random, call: str, *deeds: str, seen: str = "") -> Message:
+    """A call after what was seen and a thought in varying words, or after what was seen alone."""
     if rng.random() < 0.2:
-        return turn(call)
-    return turn(f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}\n{call}")
+        return turn(f"{seen}\n{call}" if seen else call)
+    thought = f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}"
+    return turn(f"{seen} {thought}\n{call}" if seen else f"{thought}\n{call}")
 
 
 STARTS = ("I", "Now I", "Next I", "First I", "Let me", "We", "Time to")
 ENDS = (".", ":", " now.", " here.")
+FOUND = ("It has", "Here is", "This is", "I see")
 
 
 def solved_if(right: bool) -> Outcome:
@@ -245,13 +247,16 @@ class FileWorld:
         yield spoken(rng, tool_call("ls"), "list the files", "look around", "see the files")
         order = rng.sample(list(self.files), len(self.files))
         wanted = next(path for path in order if self.files[path] != self.goal[path])
+        seen = ""
         for path in order[: order.index(wanted) + 1]:
             call = tool_call("read", path=path)
-            yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside")
+            yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside", seen=seen)
+            seen = self._found(rng, path)
         if rng.random() < SLIPS:
-            yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted)), is_learned=False)
+            yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted), seen), is_learned=False)
             yield checked(rng)
-        yield self._write(rng, wanted, self.value)
+            seen = ""
+        yield self._write(rng, wanted, self.value, seen)
         yield checked(rng)
         yield turn("Answer: done")
 
@@ -259,9 +264,16 @@ class FileWorld:
         present = self.files[path].removeprefix(f"{self.key} = ")
         return rng.choice([one for one in SETTINGS[self.key] if one not in (present, self.value)])
 
-    def _write(self, rng: random.Random, path: str, value: str) -> Message:
+    def _found(self, rng: random.Random, path: str) -> str:
+        """What a file holds, and that it is the wrong one where it is."""
+        present = self.files[path].partition(" = ")[0]
+        found = f"{rng.choice(FOUND)} {present}"
+        return f"{found}." if present == self.key else f"{found}, not {self.key}."
+
+    def _write(self, rng: random.Random, path: str, value: str, seen: str) -> Message:
         call = tool_call("write", path=path, text=f"{self.key} = {value}")
-        return spoken(rng, call, f"set {self.key} to {value}", f"make {self.key} {value}", f"write {value}", "edit it")
+        deeds = (f"set {self.key} to {value}", f"make {self.key} {value}", f"write {value}", "edit it")
+        return spoken(rng, call, *deeds, seen=seen)
 
 
 def checked(rng: random.Random) -> Message:

@@ -27,7 +27,7 @@ class CodeConfig(ConfigModel):
     """Size of the generated problems, and how they are graded."""
 
     min_steps: int = Field(default=2, ge=2)
-    max_steps: int = Field(default=3, ge=2)
+    max_steps: int = Field(default=5, ge=2)
     num_cases: int = Field(default=6, ge=1)
     """Hidden tests of a problem."""
     sandbox: SandboxConfig = SandboxConfig()
@@ -94,7 +94,7 @@ def opening_sentence(rng: random.Random) -> str:
     return "".join(rng.choice(words) for words in OPENERS) if rng.random() < 0.8 else ""
 
 
-MANNERS = (stepwise, stepwise, nested)
+MANNERS = (stepwise, nested)
 RESULT_NAMES = ("y", "out", "value", "result")
 COMMENTS = ("it ", "now it ", "this ", "")
 OPENERS = (

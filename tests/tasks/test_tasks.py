@@ -158,7 +158,7 @@ def test_unknown_tasks_are_refused_by_name():
         ("math", {"max_step": 3}, r"options of the task math: unknown key max_step; did you mean max_steps\?"),
         ("math", {"min_steps": 5}, r"min_steps 5 is above max_steps 3"),
         ("math", {"max_start": 90}, r"max_value 60 is below max_start 90"),
-        ("code", {"min_steps": 4}, r"min_steps 4 is above max_steps 3"),
+        ("code", {"min_steps": 6}, r"min_steps 6 is above max_steps 5"),
         ("code", {"sandbox": {"walls": 3}}, r"unknown key sandbox.walls"),
         ("agent", {"max_turns": 0}, r"max_turns should be greater than or equal to 1, got 0"),
         ("agent", {"max_items": 9}, r"max_items should be less than or equal to 4"),
