@@ -16,7 +16,10 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "tasks.md"
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """The guide's example as ``my_tasks.py`` in the working directory."""
+    """The guide's example as ``my_tasks.py`` in the working directory; other tests' places and modules are unknown."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("my_tasks", "words_of_mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "my_tasks.py").write_text(code)
     monkeypatch.chdir(tmp_path)
@@ -36,7 +39,6 @@ def test_the_guides_example_is_a_task(example):
 
 def test_a_module_is_imported_by_its_name(example, monkeypatch):
     monkeypatch.syspath_prepend(str(example))
-    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
     assert load_task("my_tasks:Reverse").name == "reverse"
 
 
