@@ -32,6 +32,7 @@ from bebop.core.chains import DraftChains
 from bebop.core.fused import Fusion, fused_loss, fusion_for
 from bebop.core.fused_rows import ChunkedKernels
 from bebop.core.objectives import OBJECTIVES
+from bebop.errors import UserError, run_as_program
 
 MeanLoss = Callable[[DraftChains, Tensor], Tensor]
 """Chains and lm_head weight -> scalar loss."""
@@ -54,13 +55,13 @@ class LossBench:
     """Bound of the fused path on the logits it holds; None = the device's default."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.objectives) - OBJECTIVES.keys())
-        if unknown or not {"ce", "e2e_tv"} <= set(self.objectives):
-            raise ValueError(
-                f"objectives must include ce and e2e_tv and be among {', '.join(OBJECTIVES)}, got {unknown}"
+        if not {"ce", "e2e_tv"} <= set(self.objectives) <= OBJECTIVES.keys():
+            raise UserError(
+                f"objectives must include ce and e2e_tv and be among {', '.join(OBJECTIVES)}, got "
+                f"{', '.join(self.objectives)}"
             )
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+            raise UserError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 
 
 def bench_loss(bench: LossBench, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -219,4 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)
