@@ -26,6 +26,8 @@ PATHS = ("app.cfg", "base.cfg", "main.cfg", "site.cfg", "user.cfg")
 SLIPS = 0.4
 """Share of the expert's file episodes in which a wrong value is written first, so that what to do after a failed check
 is shown too."""
+TOLD = 0.5
+"""Share of the files read of which the expert says what they hold, which makes the next turn easy to choose."""
 MAX_EXPRESSION = 40
 """Characters of an expression the calculator accepts."""
 
@@ -251,7 +253,7 @@ class FileWorld:
         for path in order[: order.index(wanted) + 1]:
             call = tool_call("read", path=path)
             yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside", seen=seen)
-            seen = self._found(rng, path)
+            seen = self._found(rng, path) if rng.random() < TOLD else ""
         if rng.random() < SLIPS:
             yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted), seen), is_learned=False)
             yield checked(rng)
