@@ -26,8 +26,8 @@ PATHS = ("app.cfg", "base.cfg", "main.cfg", "site.cfg", "user.cfg")
 SLIPS = 0.4
 """Share of the expert's file episodes in which a wrong value is written first, so that what to do after a failed check
 is shown too."""
-TOLD = 0.5
-"""Share of the files read of which the expert says what they hold, which makes the next turn easy to choose."""
+CALCULATED = 0.5
+"""Share of the expert's sums that the calculator does, which is what RL can find: few come right without it."""
 MAX_EXPRESSION = 40
 """Characters of an expression the calculator accepts."""
 
@@ -149,7 +149,7 @@ class PriceWorld:
         for item in self.wanted:
             call = tool_call("lookup", key=item)
             yield spoken(rng, call, f"look up {item}", f"ask for {item}", f"get the price of {item}", f"find {item}")
-        if rng.random() < 0.7:
+        if rng.random() < CALCULATED:
             yield spoken(
                 rng,
                 tool_call("calc", expr=self.expression),
@@ -253,7 +253,7 @@ class FileWorld:
         for path in order[: order.index(wanted) + 1]:
             call = tool_call("read", path=path)
             yield spoken(rng, call, f"read {path}", f"open {path}", f"look into {path}", "look inside", seen=seen)
-            seen = self._found(rng, path) if rng.random() < TOLD else ""
+            seen = self._found(rng, path)
         if rng.random() < SLIPS:
             yield replace(self._write(rng, wanted, self._wrong_value(rng, wanted), seen), is_learned=False)
             yield checked(rng)
