@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from bebop.core.sampling import Sampling
 from bebop.engines.embedded.engine import EmbeddedEngine
 from bebop.engines.embedded.options import EmbeddedOptions
 from bebop.models.policy import load_policy
 from bebop.models.tiny import tiny_path
+from bebop.tasks.agent_worlds import ITEMS, PATHS, SETTINGS
 from bebop.tasks.base import Split
 from bebop.tasks.chat import chat_of
 from bebop.tasks.episodes import EpisodeSettings, run_episodes
@@ -55,6 +57,20 @@ def test_where_the_weights_come_from_is_kept_beside_them():
     assert any("train-sft" in one for one in commands) and any("train-mtp" in one for one in commands)
     assert all(stage["revision"] and stage["seed"] is not None for stage in record["stages"])
     assert record["data"] and record["licence"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [ITEMS, tuple(path.removesuffix(".cfg") for path in PATHS), *SETTINGS.values()],
+    ids=["items", "paths", *SETTINGS],
+)
+def test_words_that_are_asked_for_equally_often_can_be_told_apart(tiny, words):
+    """Their tied embeddings drift together in training; from a small start to cosines of 0.95 and answers by chance."""
+    tokens = [token for word in words for token in tiny.tokenizer.encode(f" {word}")]
+    assert len(tokens) == len(words)
+    rows = normalize(tiny.backbone.get_input_embeddings().weight[tokens].float(), dim=-1)
+    cosines = (rows @ rows.T)[~torch.eye(len(words), dtype=torch.bool)]
+    assert cosines.mean() < 0.85
 
 
 def played(policy, name, num_problems, **options):

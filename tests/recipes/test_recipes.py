@@ -25,7 +25,7 @@ from bebop.engines.vllm.counters import acceptance_metrics
 from bebop.errors import UserError
 from bebop.models.names import resolve_name
 from bebop.recipes.caveats import DRAFTS_FROM_ALL
-from bebop.recipes.record import Block, Recipe
+from bebop.recipes.record import Block, Caveat, Recipe
 from bebop.recipes.registry import RECIPES, make_recipe
 
 K = 4
@@ -95,11 +95,16 @@ def test_every_recipe_reads_back_as_what_it_says(policies: dict[str, str], frame
 
 @pytest.mark.parametrize("framework", list(RECIPES))
 def test_a_draft_vocabulary_is_a_caveat(policies: dict[str, str], framework: str, tmp_path: Path) -> None:
-    copy = tmp_path / "few"
+    copy = tmp_path / "copy"
     shutil.copytree(resolve_name(policies["tiny"]), copy)
     record = json.loads((copy / "bebop.json").read_text())
-    (copy / "bebop.json").write_text(json.dumps(record | {"draft_vocabulary": [1, 2]}))
-    plain, few = (make_recipe(framework, policy, K).caveats for policy in (policies["tiny"], str(copy)))
+
+    def caveats(drafted: dict[str, list[int]]) -> tuple[Caveat, ...]:
+        others = {key: value for key, value in record.items() if key != "draft_vocabulary"}
+        (copy / "bebop.json").write_text(json.dumps(others | drafted))
+        return make_recipe(framework, str(copy), K).caveats
+
+    plain, few = caveats({}), caveats({"draft_vocabulary": [1, 2]})
     assert [one for one in few if one not in plain] == [DRAFTS_FROM_ALL]
 
 
