@@ -112,19 +112,16 @@ def loss(
 
     Example: bebop bench loss --hidden 128 --objectives ce,e2e_tv --json loss.json
     """
-    try:
-        bench = LossBench(
-            num_chains=chains,
-            num_depths=depths,
-            hidden=hidden,
-            vocabulary=vocabulary,
-            dtype=dtype,
-            device=str(chosen_device(device)),
-            rounds=rounds,
-            objectives=tuple(objectives.split(",")),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    bench = LossBench(
+        num_chains=chains,
+        num_depths=depths,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        dtype=dtype,
+        device=str(chosen_device(device)),
+        rounds=rounds,
+        objectives=tuple(objectives.split(",")),
+    )
     # Two eager candidates; a GPU's kernels are compared with the chunked path for the same two objectives.
     num_candidates = len(bench.objectives) + (4 if bench.device.startswith("cuda") else 2)
     with ticks("bench loss", num_candidates + rounds) as tick:

@@ -85,11 +85,10 @@ def turn(text: str) -> Message:
 
 
 def spoken(rng: random.Random, call: str, *deeds: str, seen: str = "") -> Message:
-    """A call after what was seen and a thought in varying words, or after what was seen alone."""
-    if rng.random() < 0.2:
-        return turn(f"{seen}\n{call}" if seen else call)
-    thought = f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}"
-    return turn(f"{seen} {thought}\n{call}" if seen else f"{thought}\n{call}")
+    """A call after what was seen, if anything was, and mostly a thought in varying words."""
+    thought = "" if rng.random() < 0.2 else f"{rng.choice(STARTS)} {rng.choice(deeds)}{rng.choice(ENDS)}"
+    said = " ".join(filter(None, (seen, thought)))
+    return turn(f"{said}\n{call}" if said else call)
 
 
 STARTS = ("I", "Now I", "Next I", "First I", "Let me", "We", "Time to")
