@@ -15,6 +15,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Some tests fork. A bar that is slow to end starts a thread which takes tqdm's lock now and then, and a child that was
 # forked while it is taken waits for ever at its first bar.
 tqdm.tqdm.monitor_interval = 0
+# A fork loses PyTorch's pool of threads. Threads that load weights would each renew it, and now and then collide.
+os.register_at_fork(after_in_child=lambda: os.environ.update(HF_DEACTIVATE_ASYNC_LOAD="1"))
 
 
 @pytest.fixture(autouse=True)

@@ -82,8 +82,6 @@ def in_a_child(action, patience=None):
         child = os.fork()
         if child == 0:
             os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
-            # Threads that load weights would each renew the pool PyTorch loses in a fork, and now and then collide.
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
             code = 1
             try:
                 action()
