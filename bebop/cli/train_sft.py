@@ -10,7 +10,8 @@ from bebop.cli.resuming import open_run
 from bebop.models.names import output_path
 from bebop.models.policy import Policy, load_policy, save_policy
 from bebop.tasks.chat import chat_of
-from bebop.tasks.registry import load_task
+from bebop.tasks.registry import load_tasks
+from bebop.tasks.turns import task_turns
 from bebop.training.allocator import prepare_memory_for_training
 from bebop.training.optimiser import STEP_SIZES
 from bebop.training.sft import StepReport, TrainSFT, train_sft
@@ -48,8 +49,8 @@ def open_source(settings: TrainSFT, policy: Policy) -> TranscriptSource:
     chat = chat_of(policy.tokenizer, data.thinking)
     if data.chats is not None:
         return file_transcripts(data.chats, chat, data.per_step, data.max_tokens, data.seed)
-    tasks = [load_task(one.name, data.seed, one.options) for one in data.tasks]
-    return task_transcripts(tasks, chat, data.per_step, data.max_tokens)
+    turns = task_turns({one.name: one.share for one in data.tasks})
+    return task_transcripts(load_tasks(data.tasks, data.seed), turns, chat, data.per_step, data.max_tokens)
 
 
 def figures(report: StepReport) -> str:

@@ -14,7 +14,7 @@ from bebop.engines.embedded.options import MAX_DRAFT_TOKENS
 from bebop.engines.embedded.rules import rule_named
 from bebop.errors import UserError
 from bebop.rl.learner_config import LearnerConfig, OnlineHeadConfig
-from bebop.tasks.registry import TaskChoice
+from bebop.tasks.registry import TaskShare
 
 EngineName = Literal["embedded", "vllm"]
 
@@ -101,13 +101,6 @@ class EvaluationConfig(ConfigModel):
     """Steps between two evaluations, the first before any update and one after the last; 0 = none."""
     problems: int = Field(default=48, ge=1)
     """Of each task, the same ones every time."""
-
-
-class TaskShare(TaskChoice):
-    """A task, its options, and how much of the run it is."""
-
-    share: int = Field(default=1, ge=1)
-    """Problems of this task in a round of turns: with shares of 1, 2 and 3, half are of the third task."""
 
 
 class TrainRL(ConfigModel):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from bebop.rl.config import TrainRL
 from bebop.rl.fleet import Fleet, never
 from bebop.rl.gate import LagGate
-from bebop.rl.jobs import group_id, group_job, task_turns
+from bebop.rl.jobs import group_id, group_job
 from bebop.rl.records import Group, StepGroups
+from bebop.tasks.turns import task_turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

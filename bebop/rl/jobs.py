@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bebop.tasks.base import Split, Task
 from bebop.tasks.episodes import EpisodePlan
+from bebop.tasks.turns import problem_of_turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,32 +38,20 @@ class Job:
         return [EpisodePlan(task=task, problem=problem, seed=seed) for seed in self.seeds]
 
 
-def task_turns(shares: Mapping[str, int]) -> tuple[str, ...]:
-    """Whose turn it is, group by group, in a cycle that has every task as often as its share; turns are spread evenly.
-
-    Every turn goes to the task that is furthest behind its share, the one named first where two are.
-    """
-    num_turns, turns = sum(shares.values()), []
-    for place in range(1, num_turns + 1):
-        turns.append(max(shares, key=lambda name: place * shares[name] - num_turns * turns.count(name)))
-    return tuple(turns)
-
-
 def group_id(number: int) -> str:
     """The job's id."""
     return f"group/{number}"
 
 
 def group_job(number: int, turns: Sequence[str], group_size: int, seed: int) -> Job:
-    """Group ``number`` of the run with that seed; ``turns`` come round and round, problems are never repeated."""
-    cycle, place = divmod(number, len(turns))
-    task = turns[place]
+    """Group ``number`` of the run with that seed: a turn of ``tasks.turns``."""
+    task, index = problem_of_turn(number, turns)
     return Job(
         id=group_id(number),
         number=number,
         task=task,
         split=Split.TRAIN,
-        index=cycle * turns.count(task) + turns[:place].count(task),
+        index=index,
         seeds=tuple(derived_seed(seed, "group", number, attempt) for attempt in range(group_size)),
         wanted=tuple(range(group_size)),
     )

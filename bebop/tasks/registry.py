@@ -44,6 +44,13 @@ class TaskChoice(ConfigModel):
     options: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class TaskShare(TaskChoice):
+    """A task, its options, and how much of the run it is."""
+
+    share: int = Field(default=1, ge=1)
+    """Problems of this task in a round of turns: with shares of 1, 2 and 3, half are of the third task."""
+
+
 def load_tasks(choices: Sequence[TaskChoice], seed: int) -> dict[str, Task]:
     """The chosen tasks by the names they are chosen by; the seed decides their problems.
 

@@ -25,7 +25,7 @@ from bebop.errors import UserError
 from bebop.models.policy import HeadChoice, Policy
 from bebop.runs import Mean, RunDirectory
 from bebop.tasks.chat import Transcript
-from bebop.tasks.registry import TaskChoice
+from bebop.tasks.registry import TaskShare
 from bebop.training.checkpoint import Trained, load_latest, save_checkpoint
 from bebop.training.optimiser import OptimiserConfig, learning_rate, open_optimiser, update
 from bebop.training.packing import can_be_packed, decoder_inputs, packs
@@ -38,7 +38,8 @@ from bebop.training.transcripts import TokenBatch, TranscriptSource, micro_batch
 class DataConfig(ConfigModel):
     """What is learned from: worked transcripts of tasks, or a file of chats."""
 
-    tasks: tuple[TaskChoice, ...] = (TaskChoice(name="math"), TaskChoice(name="code"), TaskChoice(name="agent"))
+    tasks: tuple[TaskShare, ...] = (TaskShare(name="math"), TaskShare(name="code"), TaskShare(name="agent"))
+    """They take turns, transcript by transcript, each as often as its share."""
     chats: Path | None = None
     """JSONL of chats; takes the place of the tasks."""
     seed: int = 0

@@ -9,7 +9,7 @@ special care.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from bebop.errors import UserError
 from bebop.rows import decoded, shuffled
 from bebop.tasks.base import Message, Split, Task, as_message
 from bebop.tasks.chat import Chat, Transcript
+from bebop.tasks.turns import problem_of_turn
 
 # Shapes: B transcripts of a micro-batch, T tokens of the longest of them.
 
@@ -49,15 +50,17 @@ class TokenBatch:
         return int(self.is_target_BT.sum())
 
 
-def task_transcripts(tasks: Sequence[Task], chat: Chat, per_step: int, max_tokens: int) -> TranscriptSource:
-    """Demonstrations of the tasks' train splits in turn, never the same problem twice."""
+def task_transcripts(
+    tasks: Mapping[str, Task], turns: Sequence[str], chat: Chat, per_step: int, max_tokens: int
+) -> TranscriptSource:
+    """Demonstrations of the tasks' train splits as ``turns`` come round (``tasks.turns``), no problem twice."""
 
     def of_step(step: int) -> list[Transcript]:
         found = []
         for number in range(step * per_step, (step + 1) * per_step):
-            index, which = divmod(number, len(tasks))
-            problem = tasks[which].problem(Split.TRAIN, index)
-            shown = tasks[which].demonstration(problem, seed=0)
+            name, index = problem_of_turn(number, turns)
+            problem = tasks[name].problem(Split.TRAIN, index)
+            shown = tasks[name].demonstration(problem, seed=0)
             found.append(chat.transcript(shown, num_given=len(problem.messages)))
         return [one for one in found if len(one.tokens) <= max_tokens]
 

@@ -1,8 +1,9 @@
 """The data of a run are a function of its settings: nothing twice, nothing never, nothing held out."""
 
-from bebop.rl.jobs import evaluation_jobs, group_job, task_turns
+from bebop.rl.jobs import evaluation_jobs, group_job
 from bebop.tasks.base import Split
 from bebop.tasks.registry import TaskChoice, load_tasks
+from bebop.tasks.turns import task_turns
 
 NAMES = ["math", "code", "agent"]
 

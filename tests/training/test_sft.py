@@ -29,7 +29,7 @@ def settings(tmp_path, **changes):
 
 def source(policy, config):
     return task_transcripts(
-        [load_task("math")], chat_of(policy.tokenizer), config.data.per_step, config.data.max_tokens
+        {"math": load_task("math")}, ["math"], chat_of(policy.tokenizer), config.data.per_step, config.data.max_tokens
     )
 
 

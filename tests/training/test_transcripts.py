@@ -54,16 +54,20 @@ def test_a_transcript_is_what_an_episode_would_have_made(chat):
 
 
 def test_a_source_depends_on_the_step_alone_and_never_repeats(chat):
-    tasks = [load_task(name) for name in ("math", "code")]
-    source = task_transcripts(tasks, chat, per_step=10, max_tokens=512)
+    tasks = {name: load_task(name) for name in ("math", "code")}
+    source = task_transcripts(tasks, ["math", "code", "math"], chat, per_step=10, max_tokens=512)
     steps = [source(step) for step in range(5)]
     assert source(3) == steps[3]
     texts = [tuple(one.tokens) for step in steps for one in step]
     assert len(set(texts)) == len(texts) == 50
 
 
+def of_math(chat, per_step):
+    return task_transcripts({"math": load_task("math")}, ["math"], chat, per_step, max_tokens=512)
+
+
 def test_micro_batches_keep_every_token_and_their_budget(chat):
-    transcripts = task_transcripts([load_task("math")], chat, 40, 512)(0)
+    transcripts = of_math(chat, 40)(0)
     batches = micro_batches(transcripts, token_budget=900)
     assert all(batch.tokens_BT.numel() <= 900 for batch in batches) and len(batches) > 3
     assert sum(batch.num_targets for batch in batches) == sum(sum(one.is_model) for one in transcripts)
@@ -72,7 +76,7 @@ def test_micro_batches_keep_every_token_and_their_budget(chat):
 
 
 def test_a_transcript_longer_than_the_budget_has_a_batch_of_its_own(chat):
-    transcripts = task_transcripts([load_task("math")], chat, 4, 512)(0)
+    transcripts = of_math(chat, 4)(0)
     assert [len(batch.tokens_BT) for batch in micro_batches(transcripts, token_budget=1)] == [1, 1, 1, 1]
 
 
