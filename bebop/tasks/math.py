@@ -142,7 +142,9 @@ def direct(story: Story, rng: random.Random) -> str:
     return f"{rng.choice(CLOSERS)} {story.answer} {story.thing}."
 
 
-MANNERS = (worked, worked, equations, direct)
+MANNERS = (worked, worked, equations, direct, direct)
+"""Of the worked answers, each as often as it stands here. What is answered at once is mostly wrong: a tuned policy has
+that to unlearn."""
 
 
 @dataclass(frozen=True, slots=True)
