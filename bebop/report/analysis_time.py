@@ -42,13 +42,24 @@ class StepTime:
 
 
 def timed(run: RunLog, name: str) -> Series | None:
-    """A series of seconds without the warm-up."""
+    """A series of seconds without the warm-up and the end of the run; all but the warm-up where that leaves nothing."""
     series = run.series(name)
     steps = run.series(STEP)
     if series is None or steps is None:
         return series
-    kept = series.only(steps.steps_T[NUM_WARM_UP:])
-    return kept if len(kept) else None
+    warm = series.only(steps.steps_T[NUM_WARM_UP:])
+    full = warm.only(warm.steps_T[warm.steps_T <= last_full_step(run)])
+    return full if len(full) else warm if len(warm) else None
+
+
+def last_full_step(run: RunLog) -> float:
+    """The last step beside which the workers play for later ones, as they do in all of a long run.
+
+    They are ``async.max_lag`` steps ahead, so at the end of a run as many steps have nothing beside them. Where a run
+    says nothing of that, every step is full.
+    """
+    num_steps, max_lag = run.setting("steps"), run.setting("async", "max_lag")
+    return num_steps - max_lag if isinstance(num_steps, int) and isinstance(max_lag, int) else math.inf
 
 
 def step_time(run: RunLog) -> StepTime | None:

@@ -95,7 +95,7 @@ def step_number(comparison: Comparison, arm: Arm) -> Number | None:
         return None
     ratio = speed_up(comparison.baseline, arm.run) if comparison.baseline else None
     if ratio is None or comparison.baseline is arm.run:
-        return number("step time", own.step, seconds, "mean over the steps after the first")
+        return number("step time", own.step, seconds, "mean over the steps but for the first and the end of the run")
     assert comparison.baseline is not None
     by_token = token_speed_up(comparison.baseline, arm.run)
     against = f"mean step time of {comparison.baseline.name} over this run's"

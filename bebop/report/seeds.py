@@ -47,7 +47,7 @@ class ArmSummary:
     heldout_reward: list[float]
     """After the last step, over all tasks."""
     step_seconds: list[float]
-    """Mean over steps, the first left out."""
+    """Mean over steps, the first and the end of the run left out (``analysis_time.timed``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,7 +104,7 @@ def test_everything_given_everything_shown(tmp_path: Path) -> None:
 
 def test_headline_numbers(tmp_path: Path) -> None:
     findings = write_report(write_everything(tmp_path / "runs"), tmp_path / "report.html")
-    assert findings.verdict.startswith("Steps of frozen-e2e_tv take 47% less time than those of no-mtp: 1.8")
+    assert findings.verdict.startswith("Steps of frozen-e2e_tv take 47% less time than those of no-mtp: 1.90×")
     told = {card.name: {number.label: number for number in card.numbers} for card in findings.cards}
     assert [card.is_baseline for card in findings.cards] == [True, False, False]
     assert set(told["no-mtp"]) == {"step time", "held-out reward"}

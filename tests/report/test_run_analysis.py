@@ -98,15 +98,29 @@ def test_mismatch_and_intrinsic_add_up_to_the_loss() -> None:
     assert split.mismatch.value + split.intrinsic.value == pytest.approx(first.value - frozen.value)
 
 
-def test_speed_ups_pair_steps_and_leave_out_the_first(tmp_path: Path) -> None:
+def test_speed_ups_pair_steps_and_leave_out_the_first_and_the_end(tmp_path: Path) -> None:
     slow, fast = log_of(tmp_path, BASELINE), log_of(tmp_path, FROZEN)
     ratio = speed_up(slow, fast)
     assert ratio is not None and holds(ratio, BASELINE.step_seconds / FROZEN.step_seconds)
     time = step_time(fast)
-    assert time is not None and time.num_steps == 39
+    assert time is not None and time.num_steps == 37
     parts = sum(part.value for part in time.parts.values())
     assert parts + time.rest == pytest.approx(time.step.value)
     assert set(time.beside) == {"generation", "scoring"}
+
+
+def test_steps_that_nothing_is_played_beside_are_left_out(tmp_path: Path) -> None:
+    log = log_of(tmp_path, FROZEN)
+
+    def num_timed(config: dict) -> int:
+        time = step_time(replace(log, config=config))
+        assert time is not None
+        return time.num_steps
+
+    assert num_timed({"steps": 40, "async": {"max_lag": 2}}) == 37
+    assert num_timed({"steps": 40, "async": {"max_lag": 0}}) == 39
+    assert num_timed({"steps": 100, "async": {"max_lag": 2}}) == 39, "a run that is not over"
+    assert num_timed({"steps": 40, "async": {"max_lag": 39}}) == 39, "no step is full"
 
 
 def test_steps_of_a_shorter_run_are_compared_with_the_same_steps(tmp_path: Path) -> None:
@@ -115,7 +129,7 @@ def test_steps_of_a_shorter_run_are_compared_with_the_same_steps(tmp_path: Path)
     assert series is not None and other is not None
     ratio = speed_up(slow, fast)
     assert ratio is not None
-    assert ratio.value == pytest.approx(series.totals_T[1:10].sum() / other.totals_T[1:10].sum())
+    assert ratio.value == pytest.approx(series.totals_T[1:8].sum() / other.totals_T[1:8].sum())
 
 
 def with_tokens(run: RunLog, factor: float | None) -> RunLog:
