@@ -50,7 +50,8 @@ def test_the_loss_is_the_cross_entropy_of_the_models_tokens_alone():
 
 def test_packed_transcripts_have_the_losses_of_separate_ones(tmp_path):
     policy = small_policy()
-    transcripts = source(policy, settings(tmp_path))(0)
+    of_step = source(policy, settings(tmp_path))
+    transcripts = [one for step in range(3) for one in of_step(step)]
     (together,) = batches_of(policy, transcripts, token_budget=10_000)
     assert together.starts_BT is not None
     assert together.tokens_BT.numel() < 1.25 * sum(len(one.tokens) for one in transcripts)
