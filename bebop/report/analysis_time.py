@@ -47,9 +47,10 @@ def timed(run: RunLog, name: str) -> Series | None:
     steps = run.series(STEP)
     if series is None or steps is None:
         return series
-    warm = series.only(steps.steps_T[NUM_WARM_UP:])
-    full = warm.only(warm.steps_T[warm.steps_T <= last_full_step(run)])
-    return full if len(full) else warm if len(warm) else None
+    warm_T = steps.steps_T[NUM_WARM_UP:]
+    full_T = warm_T[warm_T <= last_full_step(run)]
+    kept = series.only(full_T if len(full_T) else warm_T)
+    return kept if len(kept) else None
 
 
 def last_full_step(run: RunLog) -> float:
