@@ -54,10 +54,10 @@ def timed(run: RunLog, name: str) -> Series | None:
 
 
 def last_full_step(run: RunLog) -> float:
-    """The last step beside which the workers play for later ones, as they do in all of a long run.
+    """The last step beside which the workers may start what a later one needs, as they do in all of a long run.
 
-    They are ``async.max_lag`` steps ahead, so at the end of a run as many steps have nothing beside them. Where a run
-    says nothing of that, every step is full.
+    They may be ``async.max_lag`` steps ahead, so beside as many steps at the end of a run they only finish what they
+    owe. Where a run says nothing of that, every step is full.
     """
     num_steps, max_lag = run.setting("steps"), run.setting("async", "max_lag")
     return num_steps - max_lag if isinstance(num_steps, int) and isinstance(max_lag, int) else math.inf

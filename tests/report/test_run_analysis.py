@@ -109,7 +109,7 @@ def test_speed_ups_pair_steps_and_leave_out_the_first_and_the_end(tmp_path: Path
     assert set(time.beside) == {"generation", "scoring"}
 
 
-def test_steps_that_nothing_is_played_beside_are_left_out(tmp_path: Path) -> None:
+def test_steps_that_no_later_ones_are_played_beside_are_left_out(tmp_path: Path) -> None:
     log = log_of(tmp_path, FROZEN)
 
     def num_timed(config: dict) -> int:

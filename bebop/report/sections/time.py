@@ -45,7 +45,7 @@ def step_times(comparison: Comparison) -> Section | Missing:
         notes=(
             "Upper bar: the learner's step, part by part; generation is exposed where the learner waits for it. Lower "
             "bar: busy time of the workers, which may run beside the learner. Left out are the first step and, at the "
-            "end of an asynchronous run, the async.max_lag steps that nothing is played beside. Before an evaluation "
+            "end of an asynchronous run, async.max_lag steps: no later ones are played for. Before an evaluation "
             "an asynchronous learner waits for what is under way: that step is long, those after it short.",
             "Ratios pair the steps of both runs, which see problems in the same order. A step is more work where more "
             "groups are replaced or answers are longer: per token, seconds are divided by the tokens written.",
