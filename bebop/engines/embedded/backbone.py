@@ -25,7 +25,7 @@ from bebop.engines.embedded.rotary import Rotary
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 
-_KEY_MULTIPLE = 16
+KEY_MULTIPLE = 16
 """Attention reads a multiple of this many keys, so that masks are aligned and shapes repeat from round to round."""
 
 
@@ -52,10 +52,10 @@ class Backbone:
 
     def __init__(self, policy: Policy, num_slots: int, *, lean: bool = True) -> None:
         self.policy = policy
-        self.attention = SlotCache(num_slots)
-        self.delta = DeltaNetCache(num_slots)
         self._model: Any = policy.backbone.get_decoder()
         self._layers = list(self._model.layers)
+        self.attention = SlotCache(num_slots, [index for index, one in enumerate(self._layers) if _is_attention(one)])
+        self.delta = DeltaNetCache(num_slots)
         _check_layers(self._layers, policy)
         self._dtype, self._device = policy.dtype, policy.device
         self._takes_pre_norm = policy.contract is not None and policy.contract.input_norm == "pre"
@@ -155,9 +155,10 @@ class Backbone:
             self.delta.commit(torch.tensor(num_kept, device=self._device).clamp(min=1))
 
     def apart(self, num_slots: int) -> "Backbone":
-        """The same layers over caches of their own."""
+        """The same layers over caches of their own, no larger than what is reserved."""
         other = copy.copy(self)
-        other.attention, other.delta = SlotCache(num_slots), DeltaNetCache(num_slots)
+        other.attention = SlotCache(num_slots, self.attention.layers, KEY_MULTIPLE)
+        other.delta = DeltaNetCache(num_slots)
         return other
 
     def copy_of(self, slot: int, num_positions: int) -> PrefillCache:
@@ -195,7 +196,7 @@ class Backbone:
 
 def aligned(num_keys: int, capacity: int) -> int:
     """Keys to read for rows of at most ``num_keys``: a multiple of 16, within the slots' capacity."""
-    return min(-(-num_keys // _KEY_MULTIPLE) * _KEY_MULTIPLE, capacity)
+    return min(-(-num_keys // KEY_MULTIPLE) * KEY_MULTIPLE, capacity)
 
 
 def head_size(config: PreTrainedConfig) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bebop.engines.embedded.attention import additive_mask
-from bebop.engines.embedded.backbone import aligned
+from bebop.engines.embedded.backbone import KEY_MULTIPLE, aligned
 from bebop.engines.embedded.cache import PrefillCache, SlotCache, allocate
 from bebop.engines.embedded.draft_head import DraftHead, HeadInput
 from bebop.engines.embedded.draft_vocabulary import DraftVocabulary
@@ -106,9 +106,9 @@ class Drafter:
         return self._waiting_SWH[slot : slot + 1, :num_waiting].clone()
 
     def apart(self, num_slots: int) -> "Drafter":
-        """The same head over a cache of its own; nothing waits in it."""
+        """The same head over a cache of its own, no larger than what is reserved; nothing waits in it."""
         other = copy.copy(self)
-        other.cache = SlotCache(num_slots)
+        other.cache = SlotCache(num_slots, chunk=KEY_MULTIPLE)
         return other
 
     def settle(self, hidden_RTH: Tensor, tokens_RT: Tensor, first_R: Tensor, longest: int) -> None:
