@@ -217,12 +217,15 @@ def shared_attention(
     parts = [as_autocast_wants(one[0]).transpose(0, 1) for one in (query_1QUD, key_1GUD, value_1GUD)]
     features_UF = torch.cat([one.flatten(1) for one in parts], dim=1)
     sizes = [one[0].numel() for one in parts]
+    # F.embedding is a gather of rows whose gradient adds up quickly, also where one row is read many times. One for all
+    # blocks: each gather has a gradient as large as what it reads from.
+    sources = [block.source_BT for block in layout.blocks]
+    rows_PF = F.embedding(torch.cat([one.flatten() for one in sources]), features_UF)
     outputs = []
-    for block in layout.blocks:
-        # F.embedding is a gather of rows whose gradient adds up quickly, also where one row is read many times.
-        rows = F.embedding(block.source_BT, features_UF).split(sizes, dim=-1)
+    for source_BT, rows in zip(sources, rows_PF.split([one.numel() for one in sources]), strict=True):
         query_BQTD, key_BGTD, value_BGTD = (
-            one_BTF.unflatten(-1, part.shape[1:]).transpose(1, 2) for one_BTF, part in zip(rows, parts, strict=True)
+            one.view(*source_BT.shape, *part.shape[1:]).transpose(1, 2)
+            for one, part in zip(rows.split(sizes, dim=-1), parts, strict=True)
         )
         out_BQTD = causal_attention(query_BQTD, key_BGTD, value_BGTD, options["scaling"])
         outputs.append(out_BQTD.transpose(1, 2).flatten(2).flatten(0, 1))
