@@ -105,6 +105,11 @@ class Fleet:
             self._seats[place].worker.last_heard = time.monotonic()
             self._seats[place].worker.send(Play(jobs=tuple(some)))
 
+    def hear(self) -> None:
+        """Take in what workers have said so far, without waiting."""
+        while not self._events.empty():
+            self._take(*self._events.get())
+
     def is_done(self, id: str) -> bool:
         """Whether every attempt of the job has finished, as far as was heard; the job must be open."""
         return self._open[id].is_done
@@ -156,11 +161,12 @@ class Fleet:
             except queue.Empty:
                 self._replace_stalled()
                 continue
-            seat = next((one for one in self._seats if one.worker is worker), None)
-            if seat is not None:  # else it was replaced
-                self._take(seat, message)
+            self._take(worker, message)
 
-    def _take(self, seat: Seat, message: Message | None) -> None:
+    def _take(self, worker: Worker, message: Message | None) -> None:
+        seat = next((one for one in self._seats if one.worker is worker), None)
+        if seat is None:  # it was replaced
+            return
         match message:
             case Finished():
                 self._take_episode(seat, message)

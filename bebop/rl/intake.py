@@ -51,8 +51,12 @@ class Intake:
         return self._gate.position
 
     def issue(self, version: int) -> None:
-        """Start what the gate lets through at the learner's version, what replaces finished groups included."""
+        """Start what the gate lets through at the learner's version, what replaces finished groups included.
+
+        To be called often: a worker whose groups have all finished waits for those that replace them.
+        """
         if not self._options.in_waves:
+            self.fleet.hear()
             self._settle_finished()
         self._start(version)
 

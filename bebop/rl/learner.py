@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,10 @@ class UpdateReport:
     version: int
     """Of the weights that it made."""
     metrics: Mapping[str, Mean | float]
+
+
+def nothing() -> None:
+    """Nobody waits."""
 
 
 class Learner:
@@ -87,8 +91,9 @@ class Learner:
         if self._head is not None:
             self.trained = Trained({**parameters, **self._head.state()}, self._optimiser, (self._head.optimiser,))
 
-    def update(self, groups: Sequence[Group]) -> UpdateReport:
-        """Learn from whole groups and advance ``version``, also where there is nothing to learn.
+    def update(self, groups: Sequence[Group], meanwhile: Callable[[], None] = nothing) -> UpdateReport:
+        """Learn from whole groups and advance ``version``, also where there is nothing to learn. ``meanwhile`` is
+        called after every micro-batch, for others who would wait for the end.
 
         Raises ``UserError``, the weights being those from before the failing optimiser step, where the loss or the
         gradient is not finite.
@@ -98,7 +103,11 @@ class Learner:
         proximals = [self._proximals(batches, first=number == 0) for number, batches in enumerate(minibatches)]
         head_gradient = self._begin_head(groups, minibatches)
         for batches, proximal in zip(minibatches, proximals, strict=True):
-            self._step(list(zip(batches, proximal, strict=True)), head_gradient, tally)
+            for batch, proximal_N in zip(batches, proximal, strict=True):
+                self._learn_from(batch, proximal_N, head_gradient, tally)
+                meanwhile()
+            if batches:
+                self._step(tally)
         head_metrics = self._head.step(head_gradient, self.version) if self._head else {}
         ages = lags(groups, self.version)
         self.version += 1
@@ -145,20 +154,17 @@ class Learner:
         rows = [block.rows for batches in minibatches for one in batches for block in one.layout.blocks]
         return self._head.begin(rows, drafts)
 
-    def _step(
-        self,
-        batches: Sequence[tuple[LearnBatch, Tensor | None]],
-        head_gradient: HeadGradient | None,
-        tally: UpdateTally,
+    def _learn_from(
+        self, batch: LearnBatch, proximal_N: Tensor | None, head_gradient: HeadGradient | None, tally: UpdateTally
     ) -> None:
-        """Gradients of all micro-batches, then one optimiser step."""
-        if not batches:
-            return
-        for batch, proximal_N in batches:
-            states = self._accumulate(batch, proximal_N, tally)
-            if head_gradient is not None:
-                for rows, hiddens in states.hiddens():
-                    head_gradient.add(rows, hiddens)
+        """Add a micro-batch's share to the gradients."""
+        states = self._accumulate(batch, proximal_N, tally)
+        if head_gradient is not None:
+            for rows, hiddens in states.hiddens():
+                head_gradient.add(rows, hiddens)
+
+    def _step(self, tally: UpdateTally) -> None:
+        """One optimiser step."""
         lr = learning_rate(self.version, self._num_updates, self.config.optimiser)
         if not math.isfinite(tally.loss):
             raise UserError(_diverged("loss", self.version))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bebop.metrics import Mean
 from bebop.models.policy import Policy
@@ -62,7 +63,7 @@ def learn(config: TrainRL, parts: Parts, journal: Journal, run: RunDirectory, ob
         with clock.part("exposed_generation"):
             groups = parts.intake.gather(step, observer.is_called_off)
         with clock.part("training"):
-            report = learner.update(groups.learned)
+            report = learner.update(groups.learned, partial(parts.intake.issue, step))
         with clock.part("publication"):
             publish(parts)
         parts.watch.observe(step, drafts_of(groups.rollouts))

@@ -101,6 +101,19 @@ def test_jobs_go_to_who_has_least_to_do_and_come_back_in_order():
     assert [one.number for one in second.jobs] == [1, 3]
 
 
+def test_what_was_said_is_heard_without_waiting_for_more():
+    place = Place(num_workers=1)
+    place.fleet.issue([job(0)])
+    (worker,) = place.workers
+    worker.finishes(job(0), (0, 1))
+    place.fleet.hear()
+    assert not place.fleet.is_done("group/0")
+    worker.finishes(job(0), (2,))
+    assert not place.fleet.is_done("group/0")
+    place.fleet.hear()
+    assert place.fleet.is_done("group/0")
+
+
 def test_a_worker_that_dies_is_replaced_and_what_it_owed_is_played_again():
     place = Place(num_workers=1)
     place.fleet.spread(Weights(version=4, path="w"))

@@ -16,6 +16,8 @@ class PlayedAtOnce:
 
     def __init__(self) -> None:
         self.issued: list[list[int]] = []
+        self.num_heard: int | None = None
+        """Groups that are known to have finished; None: all."""
 
     def issue(self, jobs: Sequence[Job]) -> None:
         self.issued.append([job.number for job in jobs])
@@ -23,9 +25,13 @@ class PlayedAtOnce:
     def wait(self, ids: Sequence[str], is_called_off: Callable[[], bool]) -> None:
         if is_called_off():
             raise Interrupted
+        self.hear()
+
+    def hear(self) -> None:
+        self.num_heard = sum(map(len, self.issued))
 
     def is_done(self, id: str) -> bool:
-        return True
+        return self.num_heard is None or int(id.removeprefix("group/")) < self.num_heard
 
     def gather(self, ids: Sequence[str]):
         numbers = [int(one.removeprefix("group/")) for one in ids]
@@ -57,6 +63,17 @@ def test_steps_learn_from_the_groups_that_teach_in_the_order_of_the_data(max_lag
     assert replaced == [0, 3, 6]
     assert [number for some in fleet.issued for number in some] == list(range(9))
     assert intake.position == 9
+
+
+def test_what_replaces_a_group_starts_as_soon_as_it_is_known_to_have_finished():
+    intake, fleet = opened(max_lag=1)
+    fleet.num_heard = 0
+    intake.issue(0)
+    assert fleet.issued == [[0, 1, 2, 3]]
+    intake.issue(0)
+    assert fleet.issued[-1] == [4, 5], "groups 0 and 3 teach nothing"
+    intake.issue(0)
+    assert fleet.issued[-1] == []
 
 
 def test_synchronous_replaces_in_waves():

@@ -113,6 +113,14 @@ def test_micro_batches_do_not_change_the_gradient(monkeypatch, settings):
         assert other.metrics["grpo/loss"].value == pytest.approx(report.metrics["grpo/loss"].value, rel=1e-4)
 
 
+def test_others_are_served_after_every_micro_batch():
+    groups = sampled_groups(small_policy(), REWARDS)
+    served = []
+    learner = learner_of(small_policy(), micro_batch_tokens=1)
+    learner.update(groups, lambda: served.append(learner.version))
+    assert served == [0] * 12, "one trace a micro-batch, and a group that teaches nothing"
+
+
 def test_what_is_left_out_had_no_gradient(monkeypatch):
     groups = aged(sampled_groups(small_policy(), REWARDS))
     kept, all_report = gradient_of(monkeypatch, small_policy(), groups, drop_zero_advantages=False)
