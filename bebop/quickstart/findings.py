@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bebop.metrics import Mean, MetricsRow
+from bebop.metrics import Mean
 from bebop.quickstart.acts import output_of
+from bebop.report.analysis_time import speed_up, step_time, token_speed_up
+from bebop.report.reading import read_run
+from bebop.report.runlog import RunLog
 from bebop.runs import RunDirectory
 
 ACCEPTANCE = "acceptance-"
 RUN = "rl-"
-SECONDS_PER_STEP = "time/step"
+BASELINE = "rl-plain"
 
 
 def printed(directory: Path, step: str) -> Any:
@@ -61,21 +64,21 @@ def accept_lengths(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def learning(directory: Path) -> list[str]:
-    lines = []
-    base: tuple[float, float] | None = None
-    for path in sorted(directory.glob(f"{RUN}*"), key=lambda path: (path.name != "rl-plain", path.name)):
-        rows = RunDirectory.open(path).metrics()
-        seconds, tokens = total_of(rows, SECONDS_PER_STEP), total_of(rows, "tokens")
-        length = mean_of(rows, "mtp/accept_length")
-        base = base or (seconds, tokens)
-        gain = "" if path.name == "rl-plain" else f", {base[0] / seconds:.2f} times as fast"
-        if gain and tokens and base[1]:
-            # Updates that replace more groups, or whose answers are longer, are more work.
-            gain += f" ({base[0] / base[1] * tokens / seconds:.2f} per token)"
-        drafted = f", accept length {length.value:.2f}" if length.count else ""
-        lines.append(f"{path.name.removeprefix(RUN)}: {seconds:.0f} s for {last_step(rows)} updates{gain}{drafted}")
-        lines.append(f"  held-out reward {heldout(rows)}")
-    return lines
+    paths = sorted(directory.glob(f"{RUN}*"), key=lambda path: (path.name != BASELINE, path.name))
+    runs = [read_run(path, []) for path in paths]
+    return [line for run in runs for line in (told(run, runs[0]), f"  held-out reward {heldout(run)}")]
+
+
+def told(run: RunLog, baseline: RunLog) -> str:
+    """What a step of the run took, and how much faster that is."""
+    time, length = step_time(run), run.series("mtp/accept_length")
+    line = f"{run.name.removeprefix(RUN)}: {run.rows[-1].step if run.rows else 0} updates"
+    line += f", {time.step.value:.2f} s a step" if time else ""
+    ratio, per_token = speed_up(baseline, run), token_speed_up(baseline, run)
+    if run is not baseline and ratio:
+        # Updates that replace more groups, or whose answers are longer, are more work.
+        line += f", {ratio.value:.2f} times as fast" + (f" ({per_token.value:.2f} per token)" if per_token else "")
+    return line + (f", accept length {length.pooled:.2f}" if length else "")
 
 
 def report(directory: Path) -> list[str]:
@@ -83,23 +86,10 @@ def report(directory: Path) -> list[str]:
     return [*summary, f"open {directory / 'report.html'} in a browser"]
 
 
-def heldout(rows: list[MetricsRow]) -> str:
+def heldout(run: RunLog) -> str:
     """From the first evaluation to the last."""
-    values = [value.value for row in rows if is_mean(value := row.values.get("heldout_reward"))]
-    return f"{values[0]:.2f} before, {values[-1]:.2f} after" if values else "was not measured"
-
-
-def last_step(rows: list[MetricsRow]) -> int:
-    return rows[-1].step if rows else 0
-
-
-def mean_of(rows: list[MetricsRow], name: str) -> Mean:
-    return sum((value for row in rows if is_mean(value := row.values.get(name))), Mean())
-
-
-def total_of(rows: list[MetricsRow], name: str) -> float:
-    values = (row.values.get(name) for row in rows)
-    return sum(value for value in values if isinstance(value, int | float))
+    rewards = run.series("heldout_reward")
+    return f"{rewards.values_T[0]:.2f} before, {rewards.values_T[-1]:.2f} after" if rewards else "was not measured"
 
 
 def ratio(mean: dict[str, float]) -> float:

@@ -13,7 +13,7 @@ from bebop.quickstart.acts import Act, Step, one_by_one, output_of, side_by_side
 CONFIGS = Path(__file__).parent / "configs"
 OBJECTIVES = ("ce", "e2e_tv")
 TASKS = ("math", "code", "agent")
-REPORT = ("--title", "Bebop quickstart", "--baseline", "rl-plain", "--out")
+REPORT = ("--title", "Bebop quickstart", "--baseline", findings.BASELINE, "--out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Arm:
 
 
 ARMS = (
-    Arm(name="rl-plain", head=None),
+    Arm(name=findings.BASELINE, head=None),
     Arm(name="rl-rejection-e2e_tv", head="e2e_tv"),
     Arm(name="rl-target_only-ce", head="ce", rule="target_only"),
 )

@@ -20,8 +20,8 @@ def test_arms_are_compared_by_the_run_and_by_the_token(tmp_path: Path) -> None:
     run_with(tmp_path / "rl-plain", seconds=3.0, tokens=100)
     run_with(tmp_path / "rl-drafted", seconds=2.0, tokens=120, length=Mean(9.0, 3))
     assert learning(tmp_path) == [
-        "plain: 6 s for 2 updates",
+        "plain: 2 updates, 3.00 s a step",
         "  held-out reward was not measured",
-        "drafted: 4 s for 2 updates, 1.50 times as fast (1.80 per token), accept length 3.00",
+        "drafted: 2 updates, 2.00 s a step, 1.50 times as fast (1.80 per token), accept length 3.00",
         "  held-out reward was not measured",
     ]

@@ -259,8 +259,11 @@ def test_network_namespace_holds_without_the_filter():
     source = """
         import sys
         sys.path.insert(0, sys.argv[1])
-        import socket
+        import os, socket
         from jail import namespaces
+        child, refusal = namespaces.fork()
+        if child or refusal:
+            sys.exit(os.waitpid(child, 0)[1] or refusal)
         namespaces.enter(eval(sys.argv[2]), 1 << 20)
         print(socket.socket().connect_ex(("127.0.0.1", int(sys.argv[3]))), flush=True)
     """

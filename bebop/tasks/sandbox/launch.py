@@ -67,7 +67,7 @@ def launch(
     with _scratch(isolated) as directory:
         how = {"limits": config.limits(), "isolated": isolated, "view": python_view(), "directory": directory}
         messages = b"".join(frames.pack(message) for message in ({**job, **how}, *secrets))
-        output = server.run(messages, timeout_s)
+        output = server.run(messages, timeout_s, isolated=isolated)
     return _result(output, time.monotonic() - start)
 
 

@@ -13,16 +13,15 @@ import threading
 import time
 from pathlib import Path
 
-from bebop.tasks.sandbox.jail.server import WORD_BYTES
+from bebop.tasks.sandbox.jail.server import ISOLATED, PLAIN, WORD_BYTES
 
 HERE = Path(__file__).resolve().parent
 BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from jail import server; from jail.main import main; "
-    "del sys.path[0]; server.serve(); main()"
+    "del sys.path[0]; main(server.serve())"
 )
 # A bare interpreter: no environment, no user or site packages, UTF-8.
 FLAGS = ("-I", "-S", "-X", "utf8", "-c", BOOTSTRAP, str(HERE))
-FORK = bytes(WORD_BYTES)
 
 
 class ForkServer:
@@ -33,13 +32,16 @@ class ForkServer:
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
 
-    def run(self, messages: bytes, timeout_s: float) -> bytes | None:
-        """The report of a sandbox that is given ``messages``, empty if it died; None if it had to be killed."""
+    def run(self, messages: bytes, timeout_s: float, *, isolated: bool = False) -> bytes | None:
+        """The report of a sandbox that is given ``messages``, empty if it died; None if it had to be killed.
+
+        ``isolated``: as the job in them says.
+        """
         deadline = time.monotonic() + timeout_s
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                pid = self._fork(theirs)
+                pid = self._fork(theirs, isolated=isolated)
             try:
                 return _exchange(ours, messages, deadline)
             except TimeoutError:
@@ -53,14 +55,14 @@ class ForkServer:
         with self._lock:
             self._stop()
 
-    def _fork(self, end: socket.socket) -> int:
+    def _fork(self, end: socket.socket, *, isolated: bool) -> int:
         with self._lock:
             if self._control is not None:
                 with contextlib.suppress(ConnectionError):  # it was killed: a new one is asked below
-                    return _ask(self._control, end)
+                    return _ask(self._control, end, isolated=isolated)
                 self._stop()
             self._control = self._start()
-            return _ask(self._control, end)
+            return _ask(self._control, end, isolated=isolated)
 
     def _kill(self, pid: int) -> None:
         with self._lock, contextlib.suppress(ConnectionError):
@@ -90,9 +92,10 @@ def fork_server(owner: int) -> ForkServer:
     return server
 
 
-def _ask(control: socket.socket, end: socket.socket) -> int:
+def _ask(control: socket.socket, end: socket.socket, *, isolated: bool) -> int:
     """The pid of a new fork that holds ``end``. ConnectionError if the server is gone."""
-    socket.send_fds(control, [FORK], [end.fileno()])
+    kind = ISOLATED if isolated else PLAIN
+    socket.send_fds(control, [kind.to_bytes(WORD_BYTES, "big")], [end.fileno()])
     reply = control.recv(WORD_BYTES)
     if not reply:
         raise ConnectionResetError("the fork server is gone")

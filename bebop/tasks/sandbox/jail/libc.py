@@ -1,23 +1,35 @@
 """The system calls that Python 3.11's ``os`` lacks, through ctypes. Errors are OSErrors that name the call."""
 
 import ctypes
+import errno
 import os
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
+CLONE = {"x86_64": 56, "aarch64": 220}
+"""Its number by architecture."""
 MOUNT_SETATTR = 442
 """Its number is the same on every architecture (Linux 5.12)."""
 AT_RECURSIVE = 0x8000
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_HOLDING_THE_LOCK = ctypes.PyDLL(None, use_errno=True)
+"""Calls that keep Python's interpreter lock: a child must find it in its own hands."""
 
 
 class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def unshare(flags: int) -> None:
-    _checked("unshare", _LIBC.unshare(flags))
+def clone(flags: int) -> int:
+    """Fork with flags, on a stack of the same place. For a process of one thread: Python learns nothing of it."""
+    machine = os.uname().machine
+    if machine not in CLONE:
+        raise OSError(errno.ENOSYS, f"clone: its number on {machine} is not known")
+    number, nothing = ctypes.c_long(CLONE[machine]), ctypes.c_void_p()
+    pid = _HOLDING_THE_LOCK.syscall(number, ctypes.c_ulong(flags), nothing, nothing, nothing, nothing)
+    _checked("clone", pid)
+    return pid
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:

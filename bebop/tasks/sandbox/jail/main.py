@@ -8,11 +8,14 @@ from . import namespaces, seccomp, watch
 from .frames import receive, send
 
 
-def main() -> None:
+def main(refusal: OSError | None) -> None:
+    """``refusal``: why this fork is not in namespaces of its own, though it should be."""
     job = receive(0)
     os.chdir(job["directory"])
     if job["isolated"]:
         try:
+            if refusal:
+                raise refusal
             namespaces.enter(job["view"], job["limits"]["scratch_bytes"])
             seccomp.install()
         except OSError as error:

@@ -1,85 +1,89 @@
 """Namespaces of one's own, and a root that holds Python and nothing else. Linux alone; no package, no privilege needed.
 
-``enter`` turns the calling process into the first process (PID 1) of a fresh user, mount, PID, network, IPC, UTS and
-cgroup namespace. What that gives: no network interface, no file outside ``view`` and the scratch directory, no sight of
-any other process, and an end of PID 1 that ends every process below it, daemons included.
+``fork`` makes the first process (PID 1) of a fresh user, mount, PID, network, IPC, UTS and cgroup namespace, ``enter``
+is what that process does next. What that gives: no network interface, no file outside ``view`` and the scratch
+directory, no sight of any other process, and an end of PID 1 that ends every process below it, daemons included.
 """
 
+import contextlib
+import errno
 import os
+import signal
 
 from . import libc
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEW_OTHERS = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
-"""Mount, cgroup, UTS, IPC, PID and network."""
+CLONE_ALL_NEW = 0x10000000 | 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
+"""User, mount, cgroup, UTS, IPC, PID and network."""
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 MOUNT_ATTR_RDONLY_NOSUID = 1 | 2
 NOBODY = 65534
 SCRATCH = "/scratch"
-SIGKILL = 9
+
+
+def fork() -> tuple[int, OSError | None]:
+    """``os.fork`` into new namespaces: the pid, or in the child 0 and what the machine refused it, if anything.
+
+    OSError in the caller, without a child, if the machine refuses namespaces.
+    """
+    wait_end, go_end = os.pipe()
+    try:
+        pid = libc.clone(CLONE_ALL_NEW | signal.SIGCHLD)
+    except OSError:
+        os.close(wait_end)
+        os.close(go_end)
+        raise
+    if pid == 0:
+        os.close(go_end)
+        [number] = os.read(wait_end, 1) or [errno.ESRCH]
+        os.close(wait_end)
+        return 0, OSError(number, f"uid_map: {os.strerror(number)}") if number else None
+    os.close(wait_end)
+    with contextlib.suppress(BrokenPipeError):  # the child was killed
+        # Only a process outside may map more than one id, which root needs.
+        os.write(go_end, bytes([_write_maps(pid)]))
+    os.close(go_end)
+    return pid, None
 
 
 def enter(view: dict, scratch_bytes: int) -> None:
-    """Return in PID 1 of the new namespaces, without privileges, in the scratch directory; the caller's process waits.
+    """Become, in a child of ``fork``, a process without privileges in the scratch directory.
 
     ``view`` is ``{"readable": [directories], "hidden": [directories below them], "links": [[path, target]]}``. OSError
     if the machine does not allow one of the steps.
     """
     os.umask(0o022)
-    uid, gid = _enter_user_namespace()
-    libc.unshare(CLONE_NEW_OTHERS)
-    first = os.fork()
-    if first:
-        os.waitpid(first, 0)
-        os._exit(0)
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        # The kernel exempts root's processes from RLIMIT_NPROC; anyone else stays who they are.
+        os.setgroups([])
+        uid, gid = NOBODY, NOBODY
     _build_root(view, scratch_bytes)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     libc.drop_capabilities()
-    libc.prctl(libc.PR_SET_PDEATHSIG, SIGKILL)
     # Processes of one user may trace each other; not these, so that tests are safe from what they test.
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     os.chdir(SCRATCH)
 
 
-def _enter_user_namespace() -> tuple[int, int]:
-    """Unshare the user namespace and return the (uid, gid) to become in it.
-
-    Root becomes nobody, because the kernel exempts root's processes from RLIMIT_NPROC; anyone else stays who they are.
-    """
+def _write_maps(pid: int) -> int:
+    """Give the process ``pid`` our ids, and nobody's beside root's; 0, or the error's number."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        os.setgroups([])
-        uid_map, gid_map, uid, gid = _two_ids(0), _two_ids(gid), NOBODY, NOBODY
+        texts = {"uid_map": _two_ids(uid), "gid_map": _two_ids(gid)}
     else:
-        uid_map, gid_map = f"{uid} {uid} 1", f"{gid} {gid} 1"
-    wait_end, go_end = os.pipe()
-    mapper = os.fork()
-    if mapper == 0:
-        os.close(go_end)
-        os.read(wait_end, 1)  # the end of file says that the parent has unshared
-        os._exit(_write_maps(os.getppid(), uid_map, gid_map))
-    os.close(wait_end)
-    libc.unshare(CLONE_NEWUSER)
-    os.close(go_end)
-    if status := os.waitstatus_to_exitcode(os.waitpid(mapper, 0)[1]):
-        raise OSError(status, f"uid_map: {os.strerror(status)}")
-    return uid, gid
+        texts = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    try:
+        for name, text in texts.items():
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write(text)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _two_ids(own: int) -> str:
     return f"{own} {own} 1" if own == NOBODY else f"{own} {own} 1\n{NOBODY} {NOBODY} 1"
-
-
-def _write_maps(pid: int, uid_map: str, gid_map: str) -> int:
-    """Write the maps of the process ``pid``; 0, or the error's number."""
-    try:
-        for name, text in (("setgroups", "deny"), ("uid_map", uid_map), ("gid_map", gid_map)):
-            with open(f"/proc/{pid}/{name}", "w") as file:
-                file.write(text)
-    except OSError as error:
-        return error.errno or 1
-    return 0
 
 
 def _build_root(view: dict, scratch_bytes: int) -> None:

@@ -8,7 +8,7 @@ import sys
 from . import roles
 
 NUM_OPEN_FILES = 64
-OVERHEAD_PROCESSES = 4
+OVERHEAD_PROCESSES = 3
 """The sandbox's own processes, which count against RLIMIT_NPROC."""
 REASONS_BY_EXIT = {
     0: "ok",
