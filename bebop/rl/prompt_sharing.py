@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 
 from bebop.core.attention import as_autocast_wants, causal_attention
 from bebop.models.attention_choice import attending_by
+from bebop.models.norms import quick_norms
 from bebop.models.policy import Policy
 from bebop.tasks.chat import Transcript
 from bebop.training.hidden import Hiddens
@@ -182,7 +183,7 @@ def places_of(blocks: Sequence[Block], sources: Sequence[list[int]], num_distinc
 def run_layout(policy: Policy, layout: Layout, *, share: bool = True) -> States:
     """The backbone over the layout; ``share=False`` runs every row whole, the slow reference."""
     if share and can_be_packed(policy.config):
-        with attending_by(IMPLEMENTATION, policy.config):
+        with attending_by(IMPLEMENTATION, policy.config), quick_norms(policy.backbone):
             state = policy.run_backbone(
                 layout.tokens_U[None],
                 position_ids_BT=layout.positions_U[None],

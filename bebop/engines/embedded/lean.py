@@ -19,25 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
-from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
 from bebop.engines.embedded.cache import SlotCache
 from bebop.engines.embedded.matrices import Matrix, packs_bfloat16
+from bebop.models.norms import is_known_norm, norm_eps, norm_scale
 
 _IS_GATED: dict[type, bool] = {
     Qwen3_5DecoderLayer: True,
     LlamaDecoderLayer: False,
     Qwen2DecoderLayer: False,
     Qwen3DecoderLayer: False,
-}
-_IS_ZERO_CENTRED: dict[type, bool] = {
-    Qwen3_5RMSNorm: True,
-    LlamaRMSNorm: False,
-    Qwen2RMSNorm: False,
-    Qwen3RMSNorm: False,
 }
 
 
@@ -92,11 +87,10 @@ class LeanNorm:
 
     def refresh(self) -> None:
         """Take over the module's weight as it is now."""
-        weight: Tensor = self._module.weight.detach().float()
-        eps = self._module.eps if hasattr(self._module, "eps") else self._module.variance_epsilon
-        size = weight.shape[0]
-        self._scale = (1.0 + weight if _IS_ZERO_CENTRED[type(self._module)] else weight) * math.sqrt(size)
-        self._floor = weight.new_tensor(math.sqrt(size * eps))
+        scale = norm_scale(self._module).detach()
+        size = scale.shape[0]
+        self._scale = scale * math.sqrt(size)
+        self._floor = scale.new_tensor(math.sqrt(size * norm_eps(self._module)))
 
     @property
     def scale(self) -> Tensor:
@@ -218,7 +212,7 @@ def can_be_lean(layer: nn.Module, dtype: torch.dtype) -> bool:
 def lean_norm(module: nn.Module, dtype: torch.dtype) -> LeanNorm | None:
     """A lean form of the norm, where it and the number format are known."""
     weight = getattr(module, "weight", None)
-    is_known = type(module) in _IS_ZERO_CENTRED and weight is not None and _is_lean_format(dtype, weight.device)
+    is_known = is_known_norm(module) and weight is not None and _is_lean_format(dtype, weight.device)
     return LeanNorm(module) if is_known else None
 
 
