@@ -18,8 +18,8 @@ EXIT_ERROR, EXIT_MEMORY, EXIT_STORAGE, EXIT_PROCESSES = 1, 91, 92, 93
 
 
 def warm_up() -> None:
-    """Run a program of our own, once, before any fork: what the interpreter makes for its first program every fork
-    would make again, which takes as long as a small one's isolation."""
+    """Run a program of our own, once, before any fork: what the interpreter makes for its first program, every fork
+    would make again, for a millisecond or two."""
     main = sys.modules["__main__"]
     own = _execute("def echo(value):\n    return value\n", "warm_up.py")
     _reply(0, own["echo"], codec.dumps([[1, ("two", None)]]))
