@@ -167,7 +167,7 @@ def eval_mtp(scale: Scale, directory: Path, objective: str) -> Step:
 def the_arms(scale: Scale, directory: Path) -> Act:
     return Act(
         title="reinforcement learning",
-        purpose="Asynchronous GRPO on problems in the same order: without MTP, and with each head frozen.",
+        purpose="Asynchronous GRPO on the same problems: without MTP, and with each head frozen.",
         waves=one_by_one(*(train_rl(scale, directory, arm) for arm in ARMS)),
         found=findings.learning,
     )
