@@ -50,6 +50,8 @@ class DecodeBench:
     lean: bool = True
     draft_vocabulary: bool = True
     """Whether the head drafts from its own vocabulary, where it has one."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Where given, completions end with one of these, as rollouts do, after ``tokens`` at most."""
 
     def __post_init__(self) -> None:
         if 0 not in self.draft_lengths:
@@ -58,6 +60,8 @@ class DecodeBench:
             raise UserError(
                 "batches, tokens, requests per row and repetitions must be 1 or more; raise the one that is not"
             )
+        if self.generate and self.stop_token_ids:
+            raise UserError("generate's completions do not end early; leave it out, or the stop tokens")
 
     @property
     def num_prompts(self) -> int:
@@ -200,7 +204,12 @@ def _requests(prompts: list[Prompt], bench: DecodeBench, seed: int) -> list[Requ
     sampling = Sampling(temperature=bench.temperature)
     return [
         Request(
-            id=str(i), prompt_tokens=prompt, max_tokens=bench.tokens, sampling=sampling, seed=seed * len(prompts) + i
+            id=str(i),
+            prompt_tokens=prompt,
+            max_tokens=bench.tokens,
+            sampling=sampling,
+            seed=seed * len(prompts) + i,
+            stop_token_ids=bench.stop_token_ids,
         )
         for i, prompt in enumerate(prompts)
     ]

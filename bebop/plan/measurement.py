@@ -10,8 +10,11 @@ from bebop.bench.decode import DecodeBench, Prompt, bench_decode, task_prompts
 from bebop.errors import UserError
 from bebop.models.policy import Policy
 from bebop.plan.decoding import Acceptance, MeasuredCosts, conditional_of
+from bebop.tasks.chat import chat_of
 
 REPETITIONS = 3
+LENGTHENED_TOKENS = 40
+"""Of a completion behind a lengthened prompt, which the policy may end at once or never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,23 +42,26 @@ class Wanted:
     max_drafts: int
     rule: str = "rejection"
     temperature: float = 1.0
-    task: str = "code"
-    tokens: int = 40
-    """Length of a completion. Behind its own end it is nothing that the head was trained on, so no more than that."""
+    tasks: tuple[str, ...] = ("math", "code", "agent")
+    """Their opening prompts take turns."""
+    tokens: int = 128
+    """Of a completion at most: it ends where the policy ends it. What is behind that the head was not trained on, and
+    rows that all end together are cheaper without drafts than those of rollouts."""
     context: int = 0
-    """Tokens of a prompt for the costs, if longer than the task's own; acceptance is always that of the task's."""
+    """Tokens of a prompt for the costs, if longer than the tasks' own; acceptance is always that of the tasks'."""
 
     @property
     def draft_lengths(self) -> tuple[int, ...]:
         """No drafts, half of the most, the most: what lies between is interpolated."""
         return tuple(sorted({0, (self.max_drafts + 1) // 2, self.max_drafts}))
 
-    def bench(self, batches: tuple[int, ...]) -> DecodeBench:
+    def bench(self, batches: tuple[int, ...], tokens: int, stop_token_ids: tuple[int, ...] = ()) -> DecodeBench:
         return DecodeBench(
             batches=batches,
             draft_lengths=self.draft_lengths,
             rule=self.rule,
-            tokens=self.tokens,
+            tokens=tokens,
+            stop_token_ids=stop_token_ids,
             temperature=self.temperature,
             repetitions=REPETITIONS,
             generate=False,
@@ -64,23 +70,32 @@ class Wanted:
 
 def measure(policy: Policy, wanted: Wanted, tick: Callable[[str], None]) -> Measured:
     """Run the bench, a minute or so; with a context longer than the prompts, once more for the costs."""
-    bench = wanted.bench(wanted.batches)
-    prompts = task_prompts(policy, wanted.task, bench.num_prompts)
-    longest = max(map(len, prompts))
-    if wanted.context <= longest:
+    stop_token_ids = chat_of(policy.tokenizer).stop_tokens
+    bench = wanted.bench(wanted.batches, wanted.tokens, stop_token_ids)
+    prompts = prompts_in_turn(policy, wanted.tasks, bench.num_prompts)
+    if wanted.context <= max(map(len, prompts)):
         return from_bench(bench_decode(policy, prompts, bench, tick))
-    room = policy.config.max_position_embeddings - wanted.tokens
+    room = policy.config.max_position_embeddings - LENGTHENED_TOKENS
     if wanted.context > room:
-        raise UserError(f"a context of {wanted.context} and {wanted.tokens} tokens do not fit; give --context {room}")
-    plain = from_bench(bench_decode(policy, prompts, wanted.bench((max(wanted.batches),)), tick))
+        raise UserError(
+            f"a context of {wanted.context} and {LENGTHENED_TOKENS} tokens do not fit; give --context {room}"
+        )
+    largest = wanted.bench((max(wanted.batches),), wanted.tokens, stop_token_ids)
+    plain = from_bench(bench_decode(policy, prompts, largest, tick))
     padded = [lengthened(prompt, wanted.context) for prompt in prompts]
-    costs = from_bench(bench_decode(policy, padded, bench, tick))
+    costs = from_bench(bench_decode(policy, padded, wanted.bench(wanted.batches, LENGTHENED_TOKENS), tick))
     return Measured(
         acceptance=plain.acceptance,
         costs=costs.costs,
         prefill_shares=costs.prefill_shares,
         tokens_per_second=costs.tokens_per_second,
     )
+
+
+def prompts_in_turn(policy: Policy, tasks: Sequence[str], count: int) -> list[Prompt]:
+    """At least ``count`` prompts, of every task in turn."""
+    by_task = [task_prompts(policy, task, -(-count // len(tasks))) for task in tasks]
+    return [prompt for turn in zip(*by_task, strict=True) for prompt in turn]
 
 
 def num_ticks(wanted: Wanted) -> int:

@@ -6,6 +6,7 @@ from bebop.bench.decode import DecodeBench, bench_decode, task_prompts
 from bebop.models.policy import load_policy, recommended_dtype
 from bebop.plan.decoding import plan_batch
 from bebop.plan.measurement import Wanted, measure
+from bebop.tasks.chat import chat_of
 
 pytestmark = pytest.mark.slow
 
@@ -15,11 +16,18 @@ BATCH, DRAFTS = 4, 3
 
 def test_decoding_is_predicted_within_20_percent() -> None:
     policy = load_policy("tiny", dtype=recommended_dtype("cpu"))
-    wanted = Wanted(batches=(1, 8), max_drafts=5, tokens=64)
+    wanted = Wanted(batches=(1, 8), max_drafts=5)
     assert DRAFTS == 3 and (BATCH, DRAFTS) not in [(b, k) for b in wanted.batches for k in wanted.draft_lengths]
     measured = measure(policy, wanted, lambda _: None)
     predicted = plan_batch(measured.costs, measured.acceptance, BATCH, 5)
-    bench = DecodeBench(batches=(BATCH,), draft_lengths=(0, DRAFTS), tokens=96, repetitions=5, generate=False)
+    bench = DecodeBench(
+        batches=(BATCH,),
+        draft_lengths=(0, DRAFTS),
+        tokens=128,
+        repetitions=5,
+        generate=False,
+        stop_token_ids=chat_of(policy.tokenizer).stop_tokens,
+    )
     prompts = task_prompts(policy, "math", 40)[-bench.num_prompts :]
     found = bench_decode(policy, prompts, bench, lambda _: None)["batches"][str(BATCH)]
     length, speed_up = (
