@@ -91,5 +91,10 @@ def _fused(query_BQTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scale: floa
 
 def as_autocast_wants(tensor: Tensor) -> Tensor:
     """In the format of an autocast in force, which does not reach into functions of our own."""
+    return tensor.to(format_in_force(tensor))
+
+
+def format_in_force(tensor: Tensor) -> torch.dtype:
+    """That of an autocast on the tensor's device, else the tensor's own."""
     kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
+from bebop.core.attention import format_in_force
 from bebop.core.norm import rms_norm
 
 _IS_ZERO_CENTRED: dict[type, bool] = {
@@ -56,6 +56,4 @@ def quick_norms(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(module: nn.Module, x: Tensor) -> Tensor:
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return rms_norm(x, norm_scale(module), norm_eps(module), dtype)
+    return rms_norm(x, norm_scale(module), norm_eps(module), format_in_force(x))

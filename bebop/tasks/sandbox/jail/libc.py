@@ -7,6 +7,8 @@ import os
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
 CLONE = {"x86_64": 56, "aarch64": 220}
 """Its number by architecture."""
+NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
+"""Its flags for namespaces: user, mount, cgroup, UTS, IPC, PID and network."""
 MOUNT_SETATTR = 442
 """Its number is the same on every architecture (Linux 5.12)."""
 AT_RECURSIVE = 0x8000

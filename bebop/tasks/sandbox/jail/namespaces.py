@@ -12,8 +12,6 @@ import signal
 
 from . import libc
 
-CLONE_ALL_NEW = 0x10000000 | 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
-"""User, mount, cgroup, UTS, IPC, PID and network."""
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 MOUNT_ATTR_RDONLY_NOSUID = 1 | 2
 NOBODY = 65534
@@ -27,7 +25,7 @@ def fork() -> tuple[int, OSError | None]:
     """
     wait_end, go_end = os.pipe()
     try:
-        pid = libc.clone(CLONE_ALL_NEW | signal.SIGCHLD)
+        pid = libc.clone(libc.NEW_NAMESPACES | signal.SIGCHLD)
     except OSError:
         os.close(wait_end)
         os.close(go_end)

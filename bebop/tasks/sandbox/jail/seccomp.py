@@ -47,9 +47,8 @@ DENIED = {
     "mount_setattr": (442, 442),
     "memfd_secret": (447, 447),
 }
-CLONE = (56, 220)
+CLONE = (libc.CLONE["x86_64"], libc.CLONE["aarch64"])
 CLONE3 = 435
-NEW_NAMESPACES = 0x7E020000
 X32_BIT = 0x40000000
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the tables above, and AUDIT_ARCH."""
@@ -90,7 +89,7 @@ def program(column: int, audit_arch: int) -> bytes:
     steps += [
         _step(JUMP_EQUAL, CLONE[column], on_false=3),
         _step(LOAD, FIRST_ARGUMENT_AT),
-        _step(JUMP_ANY_BIT, NEW_NAMESPACES, on_false=1),
+        _step(JUMP_ANY_BIT, libc.NEW_NAMESPACES, on_false=1),
         _step(RETURN, ERRNO | EPERM),
         _step(RETURN, ALLOW),
     ]
